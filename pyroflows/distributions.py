@@ -1,0 +1,250 @@
+"""Flows as Pyro distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
+from pyro.nn import PyroModule
+from torch import Size, Tensor
+from torch.distributions import Distribution
+
+from pyroflows.transforms.base import FlowTransform
+
+__all__ = ["Dequantized", "Flow"]
+
+
+class FlowDistribution(TransformedDistribution):
+    """A `TransformedDistribution` by one transform, whose `log_prob` is always one inverse pass.
+
+    The general one inverts and then asks for the ladj, which is a second pass wherever the transform can't
+    remember the first: under `torch.compile`, `vmap` and inference mode.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        z, ladj = self.transforms[0].inv.call_and_ladj(value)
+        return self.base_dist.log_prob(z) + ladj
+
+
+class Flow(PyroModule):
+    r"""A transform and a base distribution; a call gives the distribution of `x = f(z)`.
+
+    .. math:: \log p(x) = \log p_{\text{base}}(f^{-1}(x)) + \log |\det \partial f^{-1}(x) / \partial x|
+        \text{ (nats)}
+
+    The same object is a prior in a model, a posterior in a guide, or a density model: it does not know.
+
+    Args:
+        transform: The bijection from latent to data.
+        base: Distribution of the latent, of event shape `transform.latent_shape`, or a module whose call
+            gives one (with learned parameters, say). By default a standard normal.
+
+    Shapes:
+        `flow()`: batch shape `()`, event shape `transform.event_shape`. `flow(context)`: the context's batch
+        shape.
+
+    Raises:
+        ValueError: The transform is not a `FlowTransform`, the base does not fit it, a context is missing
+            or not wanted, or the temperature is not positive.
+
+    Source: Papamakarios et al. 2021, arXiv 1912.02762, eq. 4.
+
+    Example:
+        >>> flow = Flow(realnvp(2))
+        >>> x = torch.randn(1000, 2)
+        >>> loss = -flow().log_prob(x).mean()
+        >>> flow(temperature=0.7).sample((5,)).shape
+        torch.Size([5, 2])
+        >>> Flow(realnvp(2, context_dim=3))(torch.zeros(7, 3)).batch_shape
+        torch.Size([7])
+    """
+
+    transform: FlowTransform
+
+    def __init__(
+        self, transform: FlowTransform, base: Distribution | Callable[[], Distribution] | None = None
+    ) -> None:
+        super().__init__()
+        if not isinstance(transform, FlowTransform):
+            raise ValueError(f"Flow expected a FlowTransform, got {type(transform)}: put it in a Chain")
+        self.transform = transform
+        self._base = base
+        # Follows the module to its device and dtype, so the default base can be made where it is needed.
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
+        shape = tuple(self.base.event_shape)
+        if shape != tuple(transform.latent_shape):
+            raise ValueError(
+                f"Flow expected a base of event shape {tuple(transform.latent_shape)}, got {shape}: "
+                "use `.to_event(n)` to make batch dimensions part of the event"
+            )
+
+    @property
+    def base(self) -> Distribution:
+        """The latent's distribution."""
+        if self._base is None:
+            return _normal(self._zero, self.transform.latent_shape, 1.0)
+        return self._base if isinstance(self._base, Distribution) else self._base()
+
+    def forward(self, context: Tensor | None = None, *, temperature: float = 1.0) -> FlowDistribution:
+        """The flow's distribution.
+
+        Args:
+            context: Given if and only if the transform is conditional.
+            temperature: The base's scale is multiplied by this.
+        """
+        if not temperature > 0:
+            raise ValueError(f"Flow expected a positive temperature, got {temperature}")
+        transform = self.transform
+        if context is None and transform.context_shape is not None:
+            raise ValueError(
+                f"this Flow is conditional: call it with a context of shape "
+                f"(*batch, {', '.join(map(str, transform.context_shape))})"
+            )
+        if context is not None and transform.context_shape is None:
+            raise ValueError("this Flow takes no context: its transform was made without a context_dim")
+        conditioned = transform if context is None else transform.condition(context)
+        return FlowDistribution(self._tempered(temperature), [conditioned])
+
+    def _tempered(self, temperature: float) -> Distribution:
+        if self._base is None:
+            return _normal(self._zero, self.transform.latent_shape, temperature)
+        base = self.base
+        if temperature == 1.0:
+            return base
+        mean = base.mean
+        if not mean.isfinite().all():
+            raise ValueError(f"a temperature needs a base with a mean, which {base} does not have")
+        shrink = dist.transforms.AffineTransform(mean * (1 - temperature), temperature, len(base.event_shape))
+        return dist.TransformedDistribution(base, [shrink])
+
+    @torch.no_grad()
+    def initialize(self, batch: Tensor, context: Tensor | None = None) -> None:
+        """Set every `ActNorm` from a batch of data, so that its output has mean 0 and variance 1.
+
+        It happens once: an `ActNorm` that was initialised (it is part of the state) stays as it is.
+
+        Args:
+            batch: Data, `(N, *event_shape)`.
+            context: Their contexts, `(N, *context_shape)`.
+        """
+        value, context = self.transform._prepare(batch, context, forward=False)
+        if value.dim() == len(self.transform.event_shape):
+            raise ValueError(f"initialize expected a batch of data, got one of shape {tuple(value.shape)}")
+        self.transform._initialize(value, context)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Flow:
+        if isinstance(self._base, Distribution):
+            _map_tensors(self._base, fn)
+        return super()._apply(fn, *args, **kwargs)
+
+
+def _normal(like: Tensor, shape: Size, scale: float) -> Distribution:
+    loc = like.expand(shape)
+    return dist.Normal(loc, loc + scale, validate_args=False).to_event(len(shape))
+
+
+def _map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> None:
+    """Apply `fn` (a move to a device or dtype) to a distribution's tensors, in place."""
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor):
+            setattr(distribution, name, fn(value))
+        elif isinstance(value, Distribution):
+            _map_tensors(value, fn)
+
+
+class Dequantized(TorchDistribution):
+    r"""A distribution of integers, by a density of reals with uniform noise added.
+
+    .. math:: \log P(x) \ge \mathbb{E}_{u \sim U[0, 1)^D} \left[ \log p\left(\frac{x + u}{n}\right) \right]
+        - D \log n \text{ (nats)}
+
+    for `n` levels and `D` elements. `log_prob` is an unbiased estimate of the bound, by one draw of the
+    noise.
+
+    Args:
+        base: A distribution of reals, which data in [0, 1) are to follow: images `(C, H, W)` or vectors.
+        levels: Number of values, 0 to `levels - 1`.
+
+    Shapes:
+        Batch and event shape are those of `base`.
+
+    Raises:
+        ValueError: `levels` is not at least 2, or a value is not an integer of 0 to `levels - 1`.
+
+    Source: Theis et al. 2016, "A note on the evaluation of generative models", arXiv 1511.01844, section
+    3.1; Ho et al. 2019, "Flow++", arXiv 1902.00275, eq. 7.
+
+    Example:
+        >>> images = Dequantized(Flow(glow((1, 8, 8), steps=2, hidden_channels=16))(), levels=17)
+        >>> x = images.sample((5,))
+        >>> x.shape, x.dtype, images.bits_per_dim(x).shape
+        (torch.Size([5, 1, 8, 8]), torch.uint8, torch.Size([5]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+
+    def __init__(self, base: Distribution, levels: int = 256, validate_args: bool | None = None) -> None:
+        if levels < 2:
+            raise ValueError(f"Dequantized expected at least 2 levels, got {levels}")
+        self.base_dist = base
+        self.levels = levels
+        super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True)
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(
+            constraints.integer_interval(0, self.levels - 1), len(self.event_shape)
+        )
+
+    def expand(
+        self, batch_shape: Size | list[int] | tuple[int, ...], _instance: Dequantized | None = None
+    ) -> Dequantized:
+        new = self._get_checked_instance(Dequantized, _instance)
+        new.base_dist = self.base_dist.expand(torch.Size(batch_shape))
+        new.levels = self.levels
+        super(Dequantized, new).__init__(new.base_dist.batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def dequantize(self, x: Tensor) -> Tensor:
+        """Integers to reals in [0, 1) by uniform noise: `(x + u) / levels`."""
+        dtype = _dtype_of(self.base_dist)
+        noise = torch.rand(x.shape, dtype=dtype, device=x.device)
+        return (x + noise) / self.levels
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """An unbiased estimate of the lower bound of log P(x), in nats."""
+        if self._validate_args:
+            self._validate_sample(x)
+        return self.base_dist.log_prob(self.dequantize(x)) - self.event_shape.numel() * math.log(self.levels)
+
+    def bits_per_dim(self, x: Tensor) -> Tensor:
+        r"""`-log P(x) / (D \log 2)`, an estimate of an upper bound, in bits per dimension."""
+        return -self.log_prob(x) / (self.event_shape.numel() * math.log(2))
+
+    def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Integers, `uint8` for up to 256 levels and `int64` for more."""
+        with torch.no_grad():
+            y = self.base_dist.sample(torch.Size(sample_shape))
+        x = (y * self.levels).floor().clamp(0, self.levels - 1)
+        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+
+
+def _dtype_of(distribution: Distribution) -> torch.dtype:
+    """The dtype that a distribution of reals takes."""
+    parameter = next(
+        (
+            parameter
+            for transform in getattr(distribution, "transforms", [])
+            if isinstance(transform, torch.nn.Module)
+            for parameter in transform.parameters()
+        ),
+        None,
+    )
+    return torch.get_default_dtype() if parameter is None else parameter.dtype

@@ -1,0 +1,230 @@
+"""The networks inside couplings: from what passes, and the context, to a map's parameters."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyroflows._zuko import zuko
+
+__all__ = ["MLP", "ConvNet", "ResNet"]
+
+
+class MLP(nn.Module):
+    """A multi-layer perceptron (zuko's) whose output starts at zero.
+
+    Args:
+        in_features: Number of features that pass; it may be 0, then the output depends on the context
+            alone.
+        out_features: Number of outputs.
+        hidden_features: Sizes of the hidden layers.
+        activation: Constructor of the activation; by default `torch.nn.ReLU`.
+        context_shape: `(K,)`, the context's event shape. `None`: no context.
+
+    Shapes:
+        `x`: `(*batch, in_features)`, `context`: `(*batch, K)`, output: `(*batch, out_features)`.
+
+    Raises:
+        ValueError: The context is not a vector.
+
+    Example:
+        >>> MLP(3, 8, (32, 32), context_shape=(2,))(torch.zeros(5, 3), torch.zeros(5, 2)).shape
+        torch.Size([5, 8])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden_features: tuple[int, ...] = (64, 64),
+        *,
+        activation: type[nn.Module] = nn.ReLU,
+        context_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if context_shape is not None and len(context_shape) != 1:
+            raise ValueError(f"MLP expected a context of shape (K,), got {tuple(context_shape)}")
+        # A constant feature stands in where there is none, so that a bias can still be learned.
+        self.constant = in_features == 0 and context_shape is None
+        total = int(self.constant) + in_features + (0 if context_shape is None else context_shape[0])
+        self.layers = zuko.nn.MLP(total, out_features, hidden_features, activation=activation)
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if self.constant:
+            x = x.new_ones((*x.shape[:-1], 1))
+        if context is not None:
+            x = torch.cat([x, context], -1)
+        return self.layers(x)
+
+
+class ZeroConv(nn.Conv2d):
+    r"""A convolution that starts at zero, with a learned gain of `exp(3 * logs)` per output channel.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3.3 and its reference
+    implementation.
+
+    Example:
+        >>> ZeroConv(4, 2)(torch.ones(1, 4, 8, 8)).abs().max().item()
+        0.0
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        nn.init.zeros_(self.weight)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+        self.logs = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The gain acts on the weights, of which there are fewer than activations.
+        gain = torch.exp(3 * self.logs)
+        assert self.bias is not None
+        return F.conv2d(x, self.weight * gain[:, None, None, None], self.bias * gain, padding=1)
+
+
+class _ImageNet(nn.Module):
+    """What the image networks share: any batch dimensions, and a context beside the image.
+
+    A context vector is repeated at every pixel. A context image is brought to the size of what passes
+    by moving blocks of its pixels into channels, so nothing of it is lost at the smaller levels.
+    """
+
+    def __init__(self, context_shape: tuple[int, ...] | None, factor: int) -> None:
+        super().__init__()
+        if context_shape is not None and len(context_shape) not in (1, 3):
+            raise ValueError(
+                f"{type(self).__name__} expected a context of shape (K,) or (K, H, W), got {context_shape}"
+            )
+        self.context_dim = 0 if context_shape is None else len(context_shape)
+        self.factor = factor
+        self.context_channels = 0
+        if context_shape is not None:
+            self.context_channels = context_shape[0] * (factor**2 if self.context_dim == 3 else 1)
+
+    def _layers(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        batch = x.shape[:-3]
+        if context is not None:
+            if self.context_dim == 1:
+                context = context[..., None, None].expand(*context.shape, *x.shape[-2:])
+            elif self.factor > 1:
+                context = F.pixel_unshuffle(context, self.factor)
+            x = torch.cat([x, context], -3)
+        images = x.reshape(-1, *x.shape[-3:])
+        # Channels last is the faster layout of convolutions, on CPUs and GPUs.
+        output = self._layers(images.to(memory_format=torch.channels_last))
+        return output.reshape(batch + output.shape[1:])
+
+
+class ConvNet(_ImageNet):
+    """Glow's conditioner: convolutions 3x3, 1x1, 3x3 with ReLU between, the last one starting at zero.
+
+    Args:
+        in_channels: Channels that pass.
+        out_channels: Channels of the output.
+        hidden_channels: Width.
+        context_shape: `(K,)` or `(K, H * factor, W * factor)`. `None`: no context.
+        factor: How many times larger a context image is than what passes.
+
+    Shapes:
+        `x`: `(*batch, in_channels, H, W)`, output: `(*batch, out_channels, H, W)`.
+
+    Raises:
+        ValueError: The context is neither a vector nor an image.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 5.
+
+    Example:
+        >>> ConvNet(2, 4, 32)(torch.zeros(5, 2, 8, 8)).shape
+        torch.Size([5, 4, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 128,
+        *,
+        context_shape: tuple[int, ...] | None = None,
+        factor: int = 1,
+    ) -> None:
+        super().__init__(context_shape, factor)
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden_channels, hidden_channels, 1),
+            nn.ReLU(),
+            ZeroConv(hidden_channels, out_channels),
+        )
+        _channels_last(self)
+
+    def _layers(self, images: Tensor) -> Tensor:
+        return self.layers(images)
+
+
+class ResNet(_ImageNet):
+    """RealNVP's conditioner: pre-activation residual blocks, the last convolution starting at zero.
+
+    Args:
+        in_channels: Channels that pass.
+        out_channels: Channels of the output.
+        hidden_channels: Width.
+        blocks: Number of residual blocks.
+        context_shape: `(K,)` or `(K, H * factor, W * factor)`. `None`: no context.
+        factor: How many times larger a context image is than what passes.
+
+    Shapes:
+        `x`: `(*batch, in_channels, H, W)`, output: `(*batch, out_channels, H, W)`.
+
+    Raises:
+        ValueError: The context is neither a vector nor an image.
+
+    Source: Dinh et al. 2016, "Density estimation using Real NVP", arXiv 1605.08803, section 4.1.
+
+    Example:
+        >>> ResNet(2, 4, 32, blocks=1)(torch.zeros(5, 2, 8, 8)).shape
+        torch.Size([5, 4, 8, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 64,
+        *,
+        blocks: int = 2,
+        context_shape: tuple[int, ...] | None = None,
+        factor: int = 1,
+    ) -> None:
+        super().__init__(context_shape, factor)
+        self.first = nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1)
+        self.blocks = nn.ModuleList(_residual(hidden_channels) for _ in range(blocks))
+        self.last = ZeroConv(hidden_channels, out_channels)
+        _channels_last(self)
+
+    def _layers(self, images: Tensor) -> Tensor:
+        hidden = self.first(images)
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.last(F.relu(hidden))
+
+
+def _channels_last(module: nn.Module) -> None:
+    """Store the weights as the convolutions take them, so that they are not converted at every call."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _residual(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1),
+    )

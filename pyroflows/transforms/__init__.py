@@ -1,0 +1,43 @@
+"""Learnable bijections, and how they are put together."""
+
+from pyroflows.transforms.actnorm import ActNorm, actnorm
+from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.chain import Chain
+from pyroflows.transforms.coupling import Coupling, coupling
+from pyroflows.transforms.elementwise import AdditiveMap, AffineMap, ElementwiseMap
+from pyroflows.transforms.linear import (
+    InvertibleConv1x1,
+    InvertibleLinear,
+    invertible_conv1x1,
+    invertible_linear,
+)
+from pyroflows.transforms.multiscale import MultiScale
+from pyroflows.transforms.partition import Partition
+from pyroflows.transforms.preprocess import Logit
+from pyroflows.transforms.recipes import glow, glow_step, nice, realnvp
+from pyroflows.transforms.squeeze import Reshape, Squeeze
+
+__all__ = [
+    "ActNorm",
+    "AdditiveMap",
+    "AffineMap",
+    "Chain",
+    "Coupling",
+    "ElementwiseMap",
+    "FlowTransform",
+    "InvertibleConv1x1",
+    "InvertibleLinear",
+    "Logit",
+    "MultiScale",
+    "Partition",
+    "Reshape",
+    "Squeeze",
+    "actnorm",
+    "coupling",
+    "glow",
+    "glow_step",
+    "invertible_conv1x1",
+    "invertible_linear",
+    "nice",
+    "realnvp",
+]

@@ -1,0 +1,133 @@
+"""The element-wise maps that couplings are put together from.
+
+A map takes `n_parameters` numbers per element from the conditioner, in the last dimension, and gives
+each element's value and log-derivative. A new kind of coupling is a new map, and a line in `MAPS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["AdditiveMap", "AffineMap", "ElementwiseMap"]
+
+
+class ElementwiseMap(nn.Module):
+    """A monotone map of one number, whose parameters a conditioner computes for each element.
+
+    A subclass sets `n_parameters` and writes both directions; with all parameters 0 (where conditioners
+    start) it should be close to the identity.
+
+    Shapes:
+        `z`, `x` and each element's ladj: `(*batch, *event)`; `parameters`:
+        `(*batch, *event, n_parameters)`.
+    """
+
+    n_parameters: int
+
+    def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """`x` and log|dx/dz| (nats) of each element."""
+        raise NotImplementedError
+
+    def inverse_and_ladj(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """`z` and log|dz/dx| (nats) of each element."""
+        raise NotImplementedError
+
+
+class AdditiveMap(ElementwiseMap):
+    r"""A shift, which keeps volumes.
+
+    .. math:: z = x + t \text{ (data to latent)}, \qquad \text{ladj} = 0
+
+    Source: Dinh et al. 2014, "NICE", arXiv 1410.8516, eq. 8 to 10.
+
+    Example:
+        >>> AdditiveMap().inverse_and_ladj(torch.ones(2), torch.tensor([[0.5], [-1.0]]))[0]
+        tensor([1.5000, 0.0000])
+    """
+
+    n_parameters = 1
+
+    def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return z - parameters.squeeze(-1), torch.zeros_like(z)
+
+    def inverse_and_ladj(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        return x + parameters.squeeze(-1), torch.zeros_like(x)
+
+
+class AffineMap(ElementwiseMap):
+    r"""A shift and a positive scale.
+
+    .. math:: z = s(r) (x + t) \text{ (data to latent)}, \qquad
+        \text{ladj} = -\log s(r) \text{ (latent to data, in nats, per element)}
+
+    The scale is a smooth function of the conditioner's output `r`: `"sigmoid"` is `sigmoid(r + 2)`
+    (Glow's), `"softclip"` is `exp(r / (1 + |r| / 3))`, between `exp(-3)` and `exp(3)`, and `"exp"` is
+    `exp(r)`.
+
+    Raises:
+        ValueError: There is no such scale.
+
+    Source: Dinh et al. 2016, arXiv 1605.08803, eq. 7; Kingma & Dhariwal 2018, arXiv 1807.03039, table 1
+    and its reference implementation.
+
+    Example:
+        >>> AffineMap("exp").inverse_and_ladj(torch.ones(1), torch.tensor([[1.0, 0.0]]))
+        (tensor([2.]), tensor([0.]))
+    """
+
+    n_parameters = 2
+
+    def __init__(self, scale: str = "sigmoid") -> None:
+        super().__init__()
+        if scale not in _LOG_SCALES:
+            raise ValueError(f"AffineMap expected a scale of {sorted(_LOG_SCALES)}, got {scale!r}")
+        self.scale = scale
+
+    def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(parameters)
+        return z * torch.exp(-log_scale) - shift, -log_scale
+
+    def inverse_and_ladj(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        shift, log_scale = self._shift_and_log_scale(parameters)
+        return (x + shift) * torch.exp(log_scale), log_scale
+
+    def _shift_and_log_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        shift, raw = parameters.unbind(-1)
+        return shift, _LOG_SCALES[self.scale](raw)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale!r}"
+
+
+def _log_sigmoid(raw: Tensor) -> Tensor:
+    return F.logsigmoid(raw + 2)
+
+
+def _softclip(raw: Tensor) -> Tensor:
+    return raw / (1 + raw.abs() / 3)
+
+
+def _identity(raw: Tensor) -> Tensor:
+    return raw
+
+
+_LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": _log_sigmoid,
+    "softclip": _softclip,
+    "exp": _identity,
+}
+
+MAPS: dict[str, Callable[[], ElementwiseMap]] = {"additive": AdditiveMap, "affine": AffineMap}
+
+
+def get_map(elementwise: str | ElementwiseMap) -> ElementwiseMap:
+    """The map of that name, or the map itself."""
+    if isinstance(elementwise, ElementwiseMap):
+        return elementwise
+    if elementwise not in MAPS:
+        raise ValueError(f"expected an ElementwiseMap or one of {sorted(MAPS)}, got {elementwise!r}")
+    return MAPS[elementwise]()

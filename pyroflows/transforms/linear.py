@@ -1,0 +1,193 @@
+"""Learned invertible linear maps of the features of a vector or the channels of an image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyroflows.transforms.base import FlowTransform
+
+__all__ = ["InvertibleConv1x1", "InvertibleLinear", "invertible_conv1x1", "invertible_linear"]
+
+
+class LUMatrix(nn.Module):
+    r"""A square matrix W = P L (U + diag(sign * exp(log_s))), which starts as a random rotation."""
+
+    rows: Tensor
+    sign: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        permutation, lower, upper = torch.linalg.lu(_random_rotation(size))
+        diagonal = upper.diagonal()
+        self.register_buffer("rows", permutation.argmax(1))
+        self.register_buffer("sign", diagonal.sign())
+        self.lower = nn.Parameter(lower.tril(-1))
+        self.upper = nn.Parameter(upper.triu(1))
+        self.log_diagonal = nn.Parameter(diagonal.abs().log())
+
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        identity = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
+        lower = self.lower.tril(-1) + identity
+        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
+        return identity, lower, upper
+
+    def matrix(self) -> Tensor:
+        _, lower, upper = self._factors()
+        return (lower @ upper).index_select(0, self.rows)
+
+    def inverse(self) -> Tensor:
+        identity, lower, upper = self._factors()
+        transposed_permutation = identity.index_select(1, self.rows)
+        solved = torch.linalg.solve_triangular(lower, transposed_permutation, upper=False, unitriangular=True)
+        return torch.linalg.solve_triangular(upper, solved, upper=True)
+
+    def log_abs_det(self) -> Tensor:
+        return self.log_diagonal.sum()
+
+
+class FullMatrix(nn.Module):
+    """A square matrix of free entries, which starts as a random rotation."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(_random_rotation(size))
+
+    def matrix(self) -> Tensor:
+        return self.weight
+
+    def inverse(self) -> Tensor:
+        return torch.linalg.inv(self.weight)
+
+    def log_abs_det(self) -> Tensor:
+        return torch.linalg.slogdet(self.weight).logabsdet
+
+
+class InvertibleLinear(FlowTransform):
+    r"""A learned invertible matrix applied to a vector.
+
+    .. math:: z = W x \text{ (data to latent)}, \qquad
+        \text{ladj} = -\log |\det W| \text{ (latent to data, in nats)}
+
+    With `parameterization="lu"`, `W = P L (U + \operatorname{diag}(s))`, where `P` and the signs of `s`
+    are fixed, and the log-determinant is the sum of `log |s|`: O(D) instead of O(D^3). `"full"` learns
+    the entries of `W`. Either way `W` starts as a random rotation.
+
+    Args:
+        event_shape: `(D,)`.
+        parameterization: `"lu"` or `"full"`.
+
+    Shapes:
+        `z`, `x`: `(*batch, D)`.
+
+    Raises:
+        ValueError: The event is not a vector, or there is no such parameterization.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3.2, eq. 10 and 11.
+
+    Example:
+        >>> linear = InvertibleLinear((4,))
+        >>> z, ladj = linear.inv.call_and_ladj(torch.ones(7, 4))
+        >>> z.shape, bool(ladj.abs().max() < 1e-5)
+        (torch.Size([7, 4]), True)
+    """
+
+    _event_dim = 1
+
+    def __init__(self, event_shape: tuple[int, ...], parameterization: str = "lu") -> None:
+        if len(event_shape) != self._event_dim:
+            expected = "(D,)" if self._event_dim == 1 else "(C, H, W)"
+            raise ValueError(
+                f"{type(self).__name__} expected an event of shape {expected}, got {tuple(event_shape)}"
+            )
+        if parameterization not in _PARAMETERIZATIONS:
+            raise ValueError(
+                f"{type(self).__name__} expected a parameterization of {sorted(_PARAMETERIZATIONS)}, "
+                f"got {parameterization!r}"
+            )
+        super().__init__(event_shape)
+        self.weight = _PARAMETERIZATIONS[parameterization](event_shape[0])
+
+    def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._apply_matrix(self.weight.inverse(), z), -self._ladj_to_latent()
+
+    def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._apply_matrix(self.weight.matrix(), x), self._ladj_to_latent()
+
+    def _ladj_to_latent(self) -> Tensor:
+        return self.weight.log_abs_det() * self.event_shape[1:].numel()
+
+    def _apply_matrix(self, matrix: Tensor, value: Tensor) -> Tensor:
+        # The bijection itself stays in full precision: rounded, the inverse would not be one.
+        with torch.autocast(value.device.type, enabled=False):
+            return self._linear(matrix, value)
+
+    def _linear(self, matrix: Tensor, value: Tensor) -> Tensor:
+        return F.linear(value, matrix)
+
+
+class InvertibleConv1x1(InvertibleLinear):
+    r"""A learned invertible matrix applied to the channels of every pixel: a 1x1 convolution.
+
+    .. math:: z_{:,i,j} = W x_{:,i,j} \text{ (data to latent)}, \qquad
+        \text{ladj} = -H W \log |\det W| \text{ (latent to data, in nats)}
+
+    Parameterizations and start as in `InvertibleLinear`.
+
+    Args:
+        event_shape: `(C, H, W)`.
+        parameterization: `"lu"` or `"full"`.
+
+    Shapes:
+        `z`, `x`: `(*batch, C, H, W)`.
+
+    Raises:
+        ValueError: The event is not an image, or there is no such parameterization.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3.2, eq. 8 to 11.
+
+    Example:
+        >>> conv = InvertibleConv1x1((3, 8, 8), parameterization="full")
+        >>> conv.inv(torch.zeros(5, 3, 8, 8)).shape
+        torch.Size([5, 3, 8, 8])
+    """
+
+    _event_dim = 3
+
+    def _linear(self, matrix: Tensor, value: Tensor) -> Tensor:
+        images = value.reshape(-1, *self.event_shape)
+        return F.conv2d(images, matrix[:, :, None, None]).reshape(value.shape)
+
+
+_PARAMETERIZATIONS: dict[str, type[LUMatrix] | type[FullMatrix]] = {"lu": LUMatrix, "full": FullMatrix}
+
+
+def _random_rotation(size: int) -> Tensor:
+    """Uniform over the rotations, by the QR decomposition of a Gaussian matrix (Mezzadri 2007)."""
+    orthogonal, upper = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))
+    orthogonal = orthogonal * upper.diagonal().sign()
+    if torch.linalg.det(orthogonal) < 0:
+        orthogonal[:, 0] = -orthogonal[:, 0]
+    return orthogonal.to(torch.get_default_dtype())
+
+
+def invertible_linear(event_shape: int | tuple[int, ...], parameterization: str = "lu") -> InvertibleLinear:
+    """An `InvertibleLinear` for vectors of size `D` or `(D,)`.
+
+    Example:
+        >>> invertible_linear(3)(torch.zeros(3)).shape
+        torch.Size([3])
+    """
+    shape = (event_shape,) if isinstance(event_shape, int) else event_shape
+    return InvertibleLinear(shape, parameterization)
+
+
+def invertible_conv1x1(event_shape: tuple[int, ...], parameterization: str = "lu") -> InvertibleConv1x1:
+    """An `InvertibleConv1x1` for images `(C, H, W)`.
+
+    Example:
+        >>> invertible_conv1x1((3, 4, 4))(torch.zeros(3, 4, 4)).shape
+        torch.Size([3, 4, 4])
+    """
+    return InvertibleConv1x1(event_shape, parameterization)
