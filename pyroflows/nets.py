@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,7 +84,26 @@ class ZeroConv(nn.Conv2d):
         # The gain acts on the weights, of which there are fewer than activations.
         gain = torch.exp(3 * self.logs)
         assert self.bias is not None
-        return F.conv2d(x, self.weight * gain[:, None, None, None], self.bias * gain, padding=1)
+        weight, bias = self.weight * gain[:, None, None, None], self.bias * gain
+        return _over_images(lambda images: F.conv2d(images, weight, bias, padding=1), x)
+
+
+def space_to_channels(x: Tensor, factor: int) -> Tensor:
+    """Each block of `f` x `f` pixels as channels: `(*batch, C, H, W)` to `(*batch, C f f, H/f, W/f)`."""
+    blocks = x.unflatten(-2, (-1, factor)).unflatten(-1, (-1, factor))
+    return blocks.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
+
+
+def channels_to_space(z: Tensor, factor: int) -> Tensor:
+    """The inverse of `space_to_channels`."""
+    blocks = z.unflatten(-3, (-1, factor, factor))
+    return blocks.movedim((-4, -3), (-3, -1)).flatten(-4, -3).flatten(-2)
+
+
+def _over_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a function of a batch of images to any batch dimensions."""
+    output = function(x.reshape(-1, *x.shape[-3:]))
+    return output.reshape(x.shape[:-3] + output.shape[1:])
 
 
 class _ImageNet(nn.Module):
@@ -108,17 +129,13 @@ class _ImageNet(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        batch = x.shape[:-3]
         if context is not None:
             if self.context_dim == 1:
                 context = context[..., None, None].expand(*context.shape, *x.shape[-2:])
             elif self.factor > 1:
-                context = F.pixel_unshuffle(context, self.factor)
+                context = space_to_channels(context, self.factor)
             x = torch.cat([x, context], -3)
-        images = x.reshape(-1, *x.shape[-3:])
-        # Channels last is the faster layout of convolutions, on CPUs and GPUs.
-        output = self._layers(images.to(memory_format=torch.channels_last))
-        return output.reshape(batch + output.shape[1:])
+        return _over_images(self._layers, x)
 
 
 class ConvNet(_ImageNet):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import TransformModule, constraints
 from pyro.distributions.conditional import ConditionalTransform
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from torch.distributions import Transform
 
 from pyroflows.transforms.memory import Evaluation, can_remember
@@ -146,8 +146,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_inv": None, "_memory": None}
 
-    def __repr__(self) -> str:
-        return torch.nn.Module.__repr__(self)
+    __repr__ = nn.Module.__repr__
 
     def extra_repr(self) -> str:
         shapes = f"{tuple(self.latent_shape)}"
@@ -177,7 +176,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
         return Size(shape[:cut])
 
     def _check_dtype(self, tensor: Tensor, what: str) -> Tensor:
-        parameter = next(self.parameters(), None)
+        parameter = _first_parameter(self)
         if parameter is None:
             if tensor.is_floating_point():
                 return tensor
@@ -316,8 +315,23 @@ class TransformView(TransformModule, ConditionalTransform):
     def inverse_shape(self, shape: tuple[int, ...]) -> Size:
         return self.transform._shape(shape, self.context, not self._forward)
 
-    def __repr__(self) -> str:
-        return torch.nn.Module.__repr__(self)
+    __repr__ = nn.Module.__repr__
+
+
+def sum_last(value: Tensor, n: int) -> Tensor:
+    """The sum over the last `n` dimensions, of empty batches too."""
+    return value.sum(tuple(range(-n, 0))) if n else value
+
+
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """As `next(module.parameters())`, which torch.compile can't trace: Pyro's modules have their own hash."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        if child is not None and (parameter := _first_parameter(child)) is not None:
+            return parameter
+    return None
 
 
 def _batched(event_shape: Size) -> str:

@@ -8,9 +8,8 @@ from typing import cast
 
 from torch import Size, Tensor, nn
 from torch.distributions import Transform, constraints
-from torch.distributions.utils import _sum_rightmost
 
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, sum_last
 
 __all__ = ["Chain"]
 
@@ -122,15 +121,31 @@ class ForeignTransform(FlowTransform):
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z = z.view_as(z)  # a tensor that the transform's own cache has not seen
         x = self.transform(z)
-        return x, self._total(self.transform.log_abs_det_jacobian(z, x))
+        ladj = self._total(self.transform.log_abs_det_jacobian(z, x))
+        _clear_cache(self.transform)
+        return x, ladj
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x = x.view_as(x)
         z = self.transform.inv(x)
-        return z, -self._total(self.transform.log_abs_det_jacobian(z, x))
+        ladj = -self._total(self.transform.log_abs_det_jacobian(z, x))
+        _clear_cache(self.transform)
+        return z, ladj
 
     def _total(self, ladj: Tensor) -> Tensor:
-        return _sum_rightmost(ladj, len(self.latent_shape) - self.transform.domain.event_dim)
+        return sum_last(ladj, len(self.latent_shape) - self.transform.domain.event_dim)
+
+
+def _clear_cache(transform: Transform) -> None:
+    """Drop what torch's and Pyro's transforms cache, which can be neither copied nor saved."""
+    for name, value in vars(transform).items():
+        if name == "_cached_x_y":
+            transform._cached_x_y = None, None
+        elif name.startswith("_cached"):
+            setattr(transform, name, None)
+        elif name in ("base_transform", "parts"):
+            for part in value if name == "parts" else [value]:
+                _clear_cache(part)
 
 
 def _widened(constraint: constraints.Constraint, event_dim: int) -> constraints.Constraint:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Size, Tensor, nn
 
 from pyroflows.nets import MLP, ConvNet
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, sum_last
 from pyroflows.transforms.elementwise import ElementwiseMap, get_map
 from pyroflows.transforms.partition import Partition, get_partition
 
@@ -90,7 +90,7 @@ class Coupling(FlowTransform):
         return output.unflatten(-event_dim, (n, changes_shape[0])).movedim(-event_dim - 1, -1)
 
     def _total(self, ladj: Tensor) -> Tensor:
-        return self.partition.changing(ladj).sum(tuple(range(-len(self.event_shape), 0)))
+        return sum_last(self.partition.changing(ladj), len(self.event_shape))
 
 
 def coupling(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,18 +112,18 @@ class InvertibleLinear(FlowTransform):
         self.weight = _PARAMETERIZATIONS[parameterization](event_shape[0])
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._apply_matrix(self.weight.inverse(), z), -self._ladj_to_latent()
+        return self._apply_matrix(self.weight.inverse, z), -self._ladj_to_latent()
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._apply_matrix(self.weight.matrix(), x), self._ladj_to_latent()
+        return self._apply_matrix(self.weight.matrix, x), self._ladj_to_latent()
 
     def _ladj_to_latent(self) -> Tensor:
         return self.weight.log_abs_det() * self.event_shape[1:].numel()
 
-    def _apply_matrix(self, matrix: Tensor, value: Tensor) -> Tensor:
+    def _apply_matrix(self, matrix: Callable[[], Tensor], value: Tensor) -> Tensor:
         # The bijection itself stays in full precision: rounded, the inverse would not be one.
         with torch.autocast(value.device.type, enabled=False):
-            return self._linear(matrix, value)
+            return self._linear(matrix(), value)
 
     def _linear(self, matrix: Tensor, value: Tensor) -> Tensor:
         return F.linear(value, matrix)

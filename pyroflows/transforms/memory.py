@@ -120,12 +120,13 @@ class Evaluation:
         self.source: Tensor | None = source
         self.ladj: Tensor | None = ladj
         self._context = None if context is None else weakref.ref(context)
-        self._recalled: tuple[weakref.ref[Tensor], Tensor] | None = None
+        self._recalled: weakref.ref[Tensor] | None = None
         self._state = self._state_now(transform, source, result, context, tensors)
         # A weak reference to a storage keeps its address from being given to another one.
         self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in (result, *inputs)]
         self._wants_gradient = any(tensor.requires_grad for tensor in inputs)
-        self._has_graph = result.requires_grad or ladj.requires_grad
+        # A view made under `no_grad` may require a gradient, and has no graph all the same.
+        self._has_graph = result.grad_fn is not None or ladj.grad_fn is not None
         self._spent: list[None] = []
         for output in (result, ladj):
             if output.grad_fn is not None:
@@ -176,19 +177,8 @@ class Evaluation:
             return None
         if not self._usable(transform, context):
             return None
-        assert self.source is not None
-        assert self.ladj is not None
-        if not self._has_graph:
-            return self.source, -self.ladj
-        if torch.is_grad_enabled():
-            names, parameters = _trainable(transform)
-            sentinel = value.new_zeros((), requires_grad=True)
-            source, ladj = _Recall.apply(
-                transform, forward, names, sentinel, value, self.source, self.ladj, context, *parameters
-            )
-        else:
-            source, ladj = self.source.detach(), -self.ladj.detach()
-        self._recalled = weakref.ref(source), ladj
+        source, ladj = self._going_back(transform, value, context)
+        self._recalled = weakref.ref(source)
         return source, ladj
 
     def recall_ladj(
@@ -196,20 +186,41 @@ class Evaluation:
     ) -> Tensor | None:
         """log|det d data / d latent| if it came with this pair."""
         source, result = (latent, data) if self.forward else (data, latent)
-        if result is not self._result():
+        if result is not self._result() or self.ladj is None:
             return None
-        ladj: Tensor | None
-        if source is self.source:
-            ladj = self.ladj
-        elif self._recalled is not None and source is self._recalled[0]():
-            ladj = -self._recalled[1]
+        recalled = self._recalled is not None and source is self._recalled()
+        if not (recalled or source is self.source) or not self._usable(transform, context):
+            return None
+        if recalled:
+            # Not kept from when the source was recalled: its graph would keep the result alive.
+            ladj = -self._going_back(transform, result, context)[1]
         else:
-            return None
-        if ladj is None or not self._usable(transform, context):
-            return None
-        if not torch.is_grad_enabled():
-            ladj = ladj.detach()
+            ladj = self.ladj if torch.is_grad_enabled() else self.ladj.detach()
         return ladj if self.forward else -ladj
+
+    def _going_back(
+        self, transform: FlowTransform, value: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The source and minus the ladj, as functions of the result where a gradient may be wanted."""
+        assert self.source is not None
+        assert self.ladj is not None
+        if not self._has_graph:
+            return self.source, -self.ladj
+        if not torch.is_grad_enabled():
+            return self.source.detach(), -self.ladj.detach()
+        names, parameters = _trainable(transform)
+        sentinel = value.new_zeros((), requires_grad=True)
+        return _Recall.apply(
+            transform,
+            not self.forward,
+            names,
+            sentinel,
+            value,
+            self.source,
+            self.ladj,
+            context,
+            *parameters,
+        )
 
 
 class _Mark:

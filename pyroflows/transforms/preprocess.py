@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pyro.distributions import constraints
 from torch import Tensor
 
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, sum_last
 
 __all__ = ["Logit"]
 
@@ -63,7 +63,7 @@ class Logit(FlowTransform):
 
     def _ladj_of(self, z: Tensor) -> Tensor:
         per_element = F.logsigmoid(z) + F.logsigmoid(-z) - math.log(1 - 2 * self.alpha)
-        return per_element.sum(tuple(range(-len(self.event_shape), 0)))
+        return sum_last(per_element, len(self.event_shape))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, alpha={self.alpha}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from pyroflows.nets import channels_to_space, space_to_channels
 from pyroflows.transforms.base import FlowTransform
 
 __all__ = ["Reshape", "Squeeze"]
@@ -41,10 +41,10 @@ class Squeeze(FlowTransform):
         super().__init__((4 * channels, height // 2, width // 2), event_shape)
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return F.pixel_shuffle(z, 2), _no_ladj(z, 3)
+        return channels_to_space(z, 2), _no_ladj(z, 3)
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return F.pixel_unshuffle(x, 2), _no_ladj(x, 3)
+        return space_to_channels(x, 2), _no_ladj(x, 3)
 
 
 class Reshape(FlowTransform):
