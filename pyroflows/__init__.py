@@ -6,7 +6,7 @@ from pyroflows._register import register
 from pyroflows.distributions import Dequantized, Flow
 from pyroflows.transforms import glow, nice, realnvp
 
-__all__ = ["Dequantized", "Flow", "fit", "glow", "nice", "realnvp"]
+__all__ = ["Dequantized", "Flow", "glow", "nice", "realnvp"]
 __version__ = "0.1.0"
 
 register()

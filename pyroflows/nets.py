@@ -22,6 +22,7 @@ class MLP(nn.Module):
         out_features: Number of outputs.
         hidden_features: Sizes of the hidden layers.
         activation: Constructor of the activation; by default `torch.nn.ReLU`.
+        dropout: Probability with which each hidden feature is left out while training.
         context_shape: `(K,)`, the context's event shape. `None`: no context.
 
     Shapes:
@@ -41,7 +42,8 @@ class MLP(nn.Module):
         out_features: int,
         hidden_features: tuple[int, ...] = (64, 64),
         *,
-        activation: type[nn.Module] = nn.ReLU,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        dropout: float = 0.0,
         context_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
@@ -50,7 +52,12 @@ class MLP(nn.Module):
         # A constant feature stands in where there is none, so that a bias can still be learned.
         self.constant = in_features == 0 and context_shape is None
         total = int(self.constant) + in_features + (0 if context_shape is None else context_shape[0])
-        self.layers = zuko.nn.MLP(total, out_features, hidden_features, activation=activation)
+        self.layers = zuko.nn.MLP(
+            total,
+            out_features,
+            hidden_features,
+            activation=lambda: nn.Sequential(activation(), nn.Dropout(dropout)) if dropout else activation(),
+        )
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
@@ -141,10 +148,13 @@ class _ImageNet(nn.Module):
 class ConvNet(_ImageNet):
     """Glow's conditioner: convolutions 3x3, 1x1, 3x3 with ReLU between, the last one starting at zero.
 
+    While training, `dropout` leaves out hidden channels: each pass is then another, equally exact bijection.
+
     Args:
         in_channels: Channels that pass.
         out_channels: Channels of the output.
         hidden_channels: Width.
+        dropout: Probability with which each hidden channel is left out of the last convolution.
         context_shape: `(K,)` or `(K, H * factor, W * factor)`. `None`: no context.
         factor: How many times larger a context image is than what passes.
 
@@ -167,6 +177,7 @@ class ConvNet(_ImageNet):
         out_channels: int,
         hidden_channels: int = 128,
         *,
+        dropout: float = 0.0,
         context_shape: tuple[int, ...] | None = None,
         factor: int = 1,
     ) -> None:
@@ -176,6 +187,7 @@ class ConvNet(_ImageNet):
             nn.ReLU(),
             nn.Conv2d(hidden_channels, hidden_channels, 1),
             nn.ReLU(),
+            nn.Dropout2d(dropout),
             ZeroConv(hidden_channels, out_channels),
         )
         _channels_last(self)

@@ -101,6 +101,7 @@ def coupling(
     swap: bool = False,
     hidden_features: tuple[int, ...] = (64, 64),
     hidden_channels: int = 128,
+    dropout: float = 0.0,
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
 ) -> Coupling:
@@ -113,6 +114,7 @@ def coupling(
         swap: Exchange what passes and what changes.
         hidden_features: Sizes of the hidden layers of an `MLP` (vectors).
         hidden_channels: Width of a `ConvNet` (images).
+        dropout: Probability of leaving out a hidden feature or channel while training.
         context_dim: Size of a context vector.
         context_shape: Event shape of the context, `(K,)` or, for images, `(K, H, W)`.
 
@@ -131,10 +133,16 @@ def coupling(
     inputs, outputs = split.passes_shape[0], elementwise.n_parameters * split.changes_shape[0]
     conditioner: nn.Module
     if len(shape) == 1:
-        conditioner = MLP(inputs, outputs, hidden_features, context_shape=context_shape)
+        conditioner = MLP(inputs, outputs, hidden_features, dropout=dropout, context_shape=context_shape)
     else:
-        factor = context_factor(shape, context_shape)
-        conditioner = ConvNet(inputs, outputs, hidden_channels, context_shape=context_shape, factor=factor)
+        conditioner = ConvNet(
+            inputs,
+            outputs,
+            hidden_channels,
+            dropout=dropout,
+            context_shape=context_shape,
+            factor=context_factor(shape, context_shape),
+        )
     return Coupling(shape, conditioner, elementwise, split, context_shape=context_shape)
 
 

@@ -166,6 +166,7 @@ def glow_step(
     *,
     hidden_features: tuple[int, ...] = (64, 64),
     hidden_channels: int = 128,
+    dropout: float = 0.0,
     coupling: str | ElementwiseMap = "affine",
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
@@ -176,6 +177,7 @@ def glow_step(
         event_shape: `D`, `(D,)` or `(C, H, W)`.
         hidden_features: Sizes of the hidden layers of the `MLP` conditioner (vectors).
         hidden_channels: Width of the `ConvNet` conditioner (images).
+        dropout: Probability of leaving out a hidden feature or channel while training.
         coupling: The element-wise map, or its name.
         context_dim: Size of a context vector.
         context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
@@ -195,6 +197,7 @@ def glow_step(
         _map(coupling),
         hidden_features=hidden_features,
         hidden_channels=hidden_channels,
+        dropout=dropout,
         context_dim=context_dim,
         context_shape=context_shape,
     )
@@ -209,6 +212,7 @@ def glow(
     steps: int = 8,
     hidden_features: tuple[int, ...] = (64, 64),
     hidden_channels: int = 128,
+    dropout: float = 0.0,
     coupling: str | ElementwiseMap = "affine",
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
@@ -224,6 +228,7 @@ def glow(
         steps: Glow's K.
         hidden_features: Sizes of the hidden layers of the `MLP` conditioners (vectors).
         hidden_channels: Width of the `ConvNet` conditioners (images).
+        dropout: Probability of leaving out a hidden feature or channel while training.
         coupling: The element-wise map, or its name.
         context_dim: Size of a context vector.
         context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
@@ -251,6 +256,7 @@ def glow(
                 shape,
                 hidden_features=hidden_features,
                 hidden_channels=hidden_channels,
+                dropout=dropout,
                 coupling=coupling,
                 context_shape=context_shape,
             )

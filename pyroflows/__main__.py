@@ -1,0 +1,5 @@
+"""`python -m pyroflows`."""
+
+from pyroflows.cli import main
+
+main()
