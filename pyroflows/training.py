@@ -188,7 +188,7 @@ class _DensityModule(lightning.LightningModule):
             {"params": weights, "weight_decay": self.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=True)
         warmup = max(1, min(50, self.total_steps // 10))
 
         def schedule(step: int) -> float:
