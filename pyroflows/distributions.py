@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
 from pyro.nn import PyroModule
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
@@ -100,7 +103,11 @@ class Flow(PyroModule):
         """
         if not temperature > 0:
             raise ValueError(f"Flow expected a positive temperature, got {temperature}")
-        transform = self.transform
+        if am_i_wrapped():
+            self._register()
+        # Not by attribute, which in a call registers the parameters wherever it is, if only to sample.
+        transform = self._modules["transform"]
+        assert isinstance(transform, FlowTransform)
         if context is None and transform.context_shape is not None:
             raise ValueError(
                 f"this Flow is conditional: call it with a context of shape "
@@ -109,11 +116,28 @@ class Flow(PyroModule):
         if context is not None and transform.context_shape is None:
             raise ValueError("this Flow takes no context: its transform was made without a context_dim")
         conditioned = transform if context is None else transform.condition(context)
-        return FlowDistribution(self._tempered(temperature), [conditioned])
+        return FlowDistribution(self._tempered(transform, temperature), [conditioned])
 
-    def _tempered(self, temperature: float) -> Distribution:
+    def _register(self) -> None:
+        """Make the parameters known to Pyro in a model or guide.
+
+        Inside a `PyroModule` they have its names, as usual. On its own a flow has none, and Pyro would call
+        the parameters of any two flows alike, of which then only the first is trained; so they keep the name
+        that `pyro.module` gave them, or get one that is free.
+        """
+        if self._pyro_name or pyro.settings.get("module_local_params"):
+            _ = self.transform
+            return
+        store = pyro.get_param_store()
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        taken = {name.split("$$$")[0] for name in store.keys()}  # noqa: SIM118
+        free = next(name for n in itertools.count() if (name := f"flow{n or ''}") not in taken)
+        for name, parameter in named:
+            pyro.param(store.param_name(parameter) or f"{free}$$${name}", parameter)
+
+    def _tempered(self, transform: FlowTransform, temperature: float) -> Distribution:
         if self._base is None:
-            return _normal(self._zero, self.transform.latent_shape, temperature)
+            return _normal(self._zero, transform.latent_shape, temperature)
         base = self.base
         if temperature == 1.0:
             return base

@@ -184,9 +184,9 @@ class ConvNet(_ImageNet):
         super().__init__(context_shape, factor)
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(hidden_channels, hidden_channels, 1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Dropout2d(dropout),
             ZeroConv(hidden_channels, out_channels),
         )
@@ -254,6 +254,6 @@ def _residual(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(channels, channels, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(channels, channels, 3, padding=1),
     )
