@@ -49,7 +49,7 @@ def plot_samples(
         axes = figure.add_subplot(1, len(panels), i + 1)
         axes.set_title(title)
         if data.dim() == 4:
-            axes.imshow(_grid(data, levels), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(_grid(data, levels).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_axis_off()
         else:
             _scatter(axes, data)
@@ -85,9 +85,9 @@ def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resoluti
     )
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     with torch.no_grad():
-        density = flow().log_prob(grid).exp()
-    axes.pcolormesh(x.cpu(), y.cpu(), density.cpu(), cmap="magma", shading="auto", rasterized=True)
-    points = data.cpu()
+        density = flow().log_prob(grid).exp().cpu().numpy()
+    axes.pcolormesh(x.cpu().numpy(), y.cpu().numpy(), density, cmap="magma", shading="auto", rasterized=True)
+    points = data.cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=2, c="white", alpha=0.35, linewidths=0)
     axes.set_title("learned density")
     axes.set_aspect("equal")
@@ -109,9 +109,9 @@ def _grid(images: Tensor, levels: int | None) -> Tensor:
 
 
 def _scatter(axes: Axes, points: Tensor) -> None:
-    points = points.detach().cpu()
-    second = points[:, 1] if points.shape[1] > 1 else torch.zeros(len(points))
-    axes.scatter(points[:, 0], second, s=4, alpha=0.5, linewidths=0)
+    columns = points.detach().cpu().numpy()
+    second = columns[:, 1] if columns.shape[1] > 1 else 0 * columns[:, 0]
+    axes.scatter(columns[:, 0], second, s=4, alpha=0.5, linewidths=0)
 
 
 def _figure(width: float, height: float) -> Figure:

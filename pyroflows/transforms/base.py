@@ -180,7 +180,9 @@ class FlowTransform(TransformModule, ConditionalTransform):
         if parameter is None:
             if tensor.is_floating_point():
                 return tensor
-            raise ValueError(f"{type(self).__name__} expected a floating-point {what}, got {tensor.dtype}")
+            raise ValueError(
+                f"{type(self).__name__} expected {what} of a floating-point dtype, got {tensor.dtype}"
+            )
         if tensor.dtype == parameter.dtype:
             return tensor
         if tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type):
