@@ -237,10 +237,9 @@ def _check_data(flow: Flow, data: Tensor, levels: int | None) -> int | None:
             raise ValueError(f"expected finite data, got a value that is not in row {bad[0].item()}")
         return None
     levels = 256 if levels is None else levels
-    if data.min() < 0 or data.max() >= levels:
-        raise ValueError(
-            f"expected integers 0 to {levels - 1}, got {data.min().item()} to {data.max().item()}: set levels"
-        )
+    low, high = int(data.min()), int(data.max())
+    if low < 0 or high >= levels:
+        raise ValueError(f"expected integers 0 to {levels - 1}, got {low} to {high}: set levels")
     return levels
 
 

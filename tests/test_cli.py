@@ -1,0 +1,169 @@
+"""The command line from fit to score, and what it says of bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pyroflows import cli
+from pyroflows.datasets import load
+from pyroflows.runs import Run
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command and give its output; an exit status other than 0 must be expected."""
+
+    def run(*arguments: object, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["pyroflows", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        captured = capsys.readouterr()
+        assert (exit_info.value.code or 0) == status, captured.err
+        return captured.err if status else captured.out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one epoch on digits."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    command = [sys.executable, "-m", "pyroflows", "fit", "digits", "--out", folder, "--max-epochs", "1"]
+    # One thread, as in the tests' own process: more would wait for the other test processes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=True, env=environment
+    )
+    assert "held out:" in done.stdout
+    assert "bits/dim" in done.stdout + done.stderr  # on the progress bar
+    assert "Warning" not in done.stderr
+    return folder
+
+
+def test_fit_writes_checkpoint_pictures_and_metrics(run_folder: Path) -> None:
+    assert {path.name for path in run_folder.iterdir()} == {"flow.safetensors", "metrics.json", "samples.png"}
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert 2.0 < metrics["bits_per_dim"] < 8
+    assert metrics["seconds"] > 0
+    assert metrics["epochs"] == 1
+    assert (run_folder / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_score_prints_what_the_fit_measured(run_folder: Path, call: Call) -> None:
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    value, unit = call("score", run_folder, "digits").split(" ", 1)
+    assert unit.strip() == "bits per dim"
+    # Ten draws of the noise each for 297 images.
+    assert float(value) == pytest.approx(metrics["bits_per_dim"], abs=0.01)
+
+
+def test_score_of_a_file(run_folder: Path, call: Call, tmp_path: Path) -> None:
+    images = load("digits").test[:50, 0].numpy()
+    np.savez(tmp_path / "images.npz", x=images)
+    value = float(call("score", run_folder, tmp_path / "images.npz").split()[0])
+    torch.manual_seed(0)
+    run = Run.load(run_folder)
+    with torch.no_grad():
+        want = cli.Dequantized(run.flow(), 17).bits_per_dim(torch.tensor(images)[:, None]).mean().item()
+    assert value == pytest.approx(want, abs=0.02)
+
+
+def test_sample_writes_a_picture(run_folder: Path, call: Call, tmp_path: Path) -> None:
+    out = call("sample", run_folder, "-n", 9, "--temperature", 0.7, "-o", tmp_path / "grid.png")
+    assert "9 samples" in out
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fit_of_a_table(call: Call, tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(200, 3)))
+    out = call("fit", tmp_path / "table.npy", "--out", tmp_path / "run", "--max-epochs", 2)
+    assert "nats" in out
+    assert "nats" in call("score", tmp_path / "run", tmp_path / "table.npy")
+
+
+def test_fit_of_an_archive_of_images(call: Call, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=images, x_test=images[:8], y_train=np.arange(40))
+    call("fit", tmp_path / "images.npz", "--out", tmp_path / "run", "--max-epochs", 1, "--batch-size", 16)
+    assert Run.load(tmp_path / "run").recipe.event_shape == [1, 12, 12]
+
+
+def test_the_checkpoint_is_the_flow(run_folder: Path) -> None:
+    first, second = Run.load(run_folder), Run.load(run_folder)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(first.flow().log_prob(x), second.flow().log_prob(x))
+    assert first.recipe.levels == 17
+
+
+def _one_line(text: str) -> str:
+    assert text.startswith("pyroflows: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_bad_data_is_one_line_and_status_2(run_folder: Path, call: Call, tmp_path: Path) -> None:
+    np.save(tmp_path / "large.npy", np.zeros((3, 12, 12), np.uint8))
+    np.save(tmp_path / "odd.npy", np.zeros((30, 7, 7), np.uint8))
+    np.save(tmp_path / "bright.npy", np.full((3, 8, 8), 200, np.uint8))
+    before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
+    cases = [
+        (("fit", "nothing.npz"), "no such file"),
+        (("fit", tmp_path / "odd.npy", "--out", run_folder), "can't be squeezed"),
+        (("fit", "digits", "--lr", "-1", "--out", run_folder), "positive lr"),
+        (("fit", "digits", "--out", tmp_path / "odd.npy"), "expected a folder to write to"),
+        (("score", run_folder, tmp_path / "large.npy"), r"(N, 1, 8, 8), got (3, 1, 12, 12)"),
+        (("score", run_folder, tmp_path / "bright.npy"), "integers 0 to 16"),
+        (("score", tmp_path, "digits"), "expected the folder of a run"),
+        (("sample", run_folder, "--temperature", "0"), "positive temperature"),
+        (("sample", run_folder, "-o", tmp_path / "grid.xyz"), "expected a picture to end in"),
+        (("sample", run_folder, "-o", tmp_path / "none" / "grid.png"), "which is not there"),
+    ]
+    for arguments, message in cases:
+        assert message in _one_line(call(*arguments, status=2))
+    assert {path.name: path.read_bytes() for path in run_folder.iterdir()} == before
+
+
+def test_what_is_not_a_checkpoint_is_one_line_and_status_2(
+    run_folder: Path, call: Call, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "flow.safetensors"
+    good = (run_folder / "flow.safetensors").read_bytes()
+    flipped = bytearray(good)
+    flipped[40] ^= 0xFF
+
+    def foreign() -> None:
+        save_file({"weight": torch.zeros(3)}, checkpoint)
+
+    def other_recipe() -> None:
+        config = {"name": "os.system", "event_shape": [2], "options": {}, "levels": None}
+        save_file({"weight": torch.zeros(3)}, checkpoint, metadata={"pyroflows": json.dumps(config)})
+
+    writers = [
+        lambda: checkpoint.write_bytes(b"no checkpoint"),
+        lambda: checkpoint.write_bytes(b""),
+        lambda: checkpoint.write_bytes(good[: len(good) // 2]),
+        lambda: checkpoint.write_bytes(bytes(flipped)),
+        lambda: torch.save({"weight": torch.zeros(3)}, checkpoint),
+        foreign,
+        other_recipe,
+    ]
+    for write in writers:
+        write()
+        for arguments in (("sample", tmp_path), ("score", tmp_path, "digits")):
+            message = _one_line(call(*arguments, status=2))
+            assert "is not a checkpoint of pyroflows, or is damaged" in message
+
+
+def test_usage_errors_have_status_2(call: Call) -> None:
+    assert "no such command" in call("draw", status=2).lower()
+    assert "-n" in call("sample", "x", "-n", "0", status=2)

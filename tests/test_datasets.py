@@ -1,0 +1,88 @@
+"""Data by name and from files, and what is said of files that are none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from pyroflows.datasets import load
+
+
+def test_digits_are_the_agreed_split() -> None:
+    data = load("digits")
+    train, test = train_test_split(load_digits().images, test_size=297, random_state=0)
+    assert data.levels == 17
+    assert data.train.dtype == torch.uint8
+    assert np.array_equal(data.train[:, 0].numpy(), train)
+    assert np.array_equal(data.test[:, 0].numpy(), test)
+
+
+def test_moons() -> None:
+    data = load("moons")
+    assert (data.train.shape, data.test.shape, data.levels) == ((2000, 2), (1000, 2), None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((5, 8, 6), (5, 1, 8, 6)),
+        ((5, 8, 6, 3), (5, 3, 8, 6)),
+        ((5, 3, 8, 6), (5, 3, 8, 6)),
+        ((5, 8, 8, 1), (5, 1, 8, 8)),
+    ],
+)
+def test_image_layouts(tmp_path: Path, shape, expected) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    data = load(tmp_path / "x.npy")
+    assert tuple(data.train.shape) == expected
+    assert data.test is None
+    assert data.levels == 256
+    channels_last = data.train.movedim(1, -1).numpy()
+    want = images.reshape(channels_last.shape) if shape != expected else np.moveaxis(images, 1, -1)
+    assert np.array_equal(channels_last, want)
+
+
+def test_keras_names_and_labels(tmp_path: Path) -> None:
+    x = np.zeros((4, 2, 2), np.uint8)
+    np.savez(tmp_path / "x.npz", x_train=x, x_test=x[:1], y_train=np.zeros(4), y_test=np.array(["a"], object))
+    data = load(tmp_path / "x.npz")
+    assert (len(data.train), len(data.test)) == (4, 1)
+
+
+def test_tables(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.arange(6).reshape(3, 2))
+    data = load(str(tmp_path / "x.npz"))
+    assert data.levels is None
+    assert torch.equal(data.train, torch.arange(6.0).reshape(3, 2))
+
+
+def _bad_files(folder: Path) -> dict[str, str]:
+    (folder / "text.npz").write_text("not an archive")
+    (folder / "empty.npy").write_bytes(b"")
+    np.save(folder / "objects.npy", np.array([{}], object), allow_pickle=True)
+    np.savez(folder / "names.npz", images=np.zeros((2, 4, 4), np.uint8))
+    np.save(folder / "floats.npy", np.zeros((2, 4, 4)))
+    np.save(folder / "none.npy", np.zeros((0, 4, 4), np.uint8))
+    np.save(folder / "nan.npy", np.array([[0.0, 1.0], [np.nan, 2.0]]))
+    np.savez(folder / "two.npz", x_train=np.zeros((2, 4, 4), np.uint8), x_test=np.zeros((2, 5, 4), np.uint8))
+    return {
+        "text.npz": "can't be read",
+        "empty.npy": "can't be read",
+        "objects.npy": "can't be read",
+        "names.npz": "expected an array 'x', or 'x_train'",
+        "floats.npy": "expected uint8 images",
+        "none.npy": "at least one datum",
+        "nan.npy": "not in row 1",
+        "two.npz": "of one shape",
+        "missing.npz": "no such file",
+    }
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    for name, message in _bad_files(tmp_path).items():
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / name)
