@@ -38,7 +38,7 @@ def fit_command(
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
     out: Annotated[Path | None, typer.Option(help="Folder of the results; by default runs/DATA.")] = None,
     max_epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data; by default 1,500 steps' worth.")
+        int | None, typer.Option(help="Passes over the data; by default 1,100 steps' worth.")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Data in a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Largest step size.")] = 3e-3,
@@ -54,7 +54,7 @@ def fit_command(
     recipe = _recipe(dataset)
     flow = recipe.build()
     if max_epochs is None:
-        max_epochs = math.ceil(1500 * batch_size / len(dataset.train))
+        max_epochs = math.ceil(1100 * batch_size / len(dataset.train))
     assert dataset.test is not None
     result = fit(
         flow,
