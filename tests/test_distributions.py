@@ -136,6 +136,27 @@ def test_copies_and_pickles_after_use() -> None:
         assert torch.equal(other().log_prob(x.detach()), flow().log_prob(x.detach()))
 
 
+def test_log_prob_compiles_as_one_graph_and_one_pass() -> None:
+    """Also after calls, and also where what is remembered is not looked at."""
+    flow = _perturbed(Flow(realnvp(3, steps=2, hidden_features=(4,))))
+    x = flow().sample((5,))
+    want = flow().log_prob(x).detach()
+    density = flow()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(density.log_prob, fullgraph=True, backend=count)
+    torch.testing.assert_close(compiled(x), want)
+    once = torch.compile(flow.transform.inv.call_and_ladj, fullgraph=True, backend=count)
+    once(x)
+    assert len(graphs) == 2
+    assert graphs[0] < 1.5 * graphs[1]
+
+
 def test_arguments() -> None:
     with pytest.raises(ValueError, match="expected a FlowTransform"):
         Flow(dist.transforms.ExpTransform())

@@ -230,10 +230,9 @@ class FlowTransform(TransformModule, ConditionalTransform):
         return result, ladj.expand(value.shape[: value.dim() - event_dim])
 
     def _recall(self, value: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor] | None:
-        memory = self._memory
-        if memory is None or not self._remembers or not can_remember(value):
+        if not can_remember(value) or self._memory is None or not self._remembers:
             return None
-        return memory.recall(self, value, context, forward)
+        return self._memory.recall(self, value, context, forward)
 
     def _value_and_ladj(self, value: Tensor, context: Tensor | None, forward: bool) -> tuple[Tensor, Tensor]:
         recalled = self._recall(value, context, forward)
@@ -247,14 +246,13 @@ class FlowTransform(TransformModule, ConditionalTransform):
             return recalled[0]
         source, broadcast_context = self._prepare(value, context, forward)
         result, ladj = self._compute(source, broadcast_context, forward)
-        if self._remembers and can_remember(source, result, ladj):
+        if can_remember(source, result, ladj) and self._remembers:
             self._memory = Evaluation.of(self, forward, source, result, ladj, context)
         return result
 
     def _ladj(self, z: Tensor, x: Tensor, context: Tensor | None) -> Tensor:
-        memory = self._memory
-        if memory is not None and self._remembers and can_remember(z, x):
-            ladj = memory.recall_ladj(self, z, x, context)
+        if can_remember(z, x) and self._memory is not None and self._remembers:
+            ladj = self._memory.recall_ladj(self, z, x, context)
             if ladj is not None:
                 return ladj
         return self._compute(*self._prepare(z, context, True), True)[1]

@@ -62,7 +62,7 @@ class Chain(FlowTransform):
 
     @property
     def _parts(self) -> list[FlowTransform]:
-        return cast(list[FlowTransform], list(self.transforms))
+        return cast("list[FlowTransform]", list(self.transforms))
 
     @property
     def domain(self) -> constraints.Constraint:  # type: ignore[override]

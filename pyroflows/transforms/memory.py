@@ -247,7 +247,9 @@ class _Direction(nn.Module):
         self.direction = forward
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform._compute(value, context, self.direction)
+        return self.transform._compute(
+            *self.transform._prepare(value, context, self.direction), self.direction
+        )
 
 
 class _Recall(torch.autograd.Function):

@@ -79,7 +79,7 @@ class MultiScale(FlowTransform):
 
     @property
     def _levels(self) -> list[FlowTransform]:
-        return cast(list[FlowTransform], list(self.levels))
+        return cast("list[FlowTransform]", list(self.levels))
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         *parts, value = self.split_latent(z)

@@ -174,7 +174,7 @@ def test_the_gradient_by_the_sample_itself(example: Example) -> None:
         parameter.requires_grad_()
 
     def by_sample(transform: FlowTransform, ask: str) -> list[Tensor]:
-        z = latent(transform, 3).requires_grad_()
+        z = latent(transform, 2, 3).requires_grad_()
         density = _distribution(transform, context(transform, 3))
         x = density.transforms[0](z)
         loss = density.log_prob(x).sum()
