@@ -160,20 +160,20 @@ class FlowTransform(TransformModule, ConditionalTransform):
         source, result = self.latent_shape, self.event_shape
         if not forward:
             source, result = result, source
-        batch = self._batch_shape(shape, source)
+        batch = self._batch_shape(Size(shape), source)
         if context is not None:
             assert self.context_shape is not None
             batch = _broadcast(batch, context.shape[: context.dim() - len(self.context_shape)])
         return batch + result
 
-    def _batch_shape(self, shape: tuple[int, ...], event_shape: Size) -> Size:
+    def _batch_shape(self, shape: Size, event_shape: Size) -> Size:
         cut = len(shape) - len(event_shape)
         if cut < 0 or tuple(shape[cut:]) != tuple(event_shape):
             raise ValueError(
                 f"{type(self).__name__} expected a tensor of shape {_batched(event_shape)}, "
                 f"got {tuple(shape)}"
             )
-        return Size(shape[:cut])
+        return shape[:cut]
 
     def _check_dtype(self, tensor: Tensor, what: str) -> Tensor:
         parameter = _first_parameter(self)
