@@ -30,20 +30,21 @@ class LUMatrix(nn.Module):
         self.log_diagonal = nn.Parameter(diagonal.abs().log())
 
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        identity = torch.eye(len(self.sign), dtype=self.lower.dtype, device=self.lower.device)
-        lower = self.lower.tril(-1) + identity
-        upper = self.upper.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
-        return identity, lower, upper
+        """The identity, L and U, in double precision: W and its inverse are rounded only once, at the end."""
+        lower, upper = self.lower.double().tril(-1), self.upper.double().triu(1)
+        identity = torch.eye(len(self.sign), dtype=lower.dtype, device=lower.device)
+        diagonal = self.sign * self.log_diagonal.double().exp()
+        return identity, lower + identity, upper + torch.diag(diagonal)
 
     def matrix(self) -> Tensor:
         _, lower, upper = self._factors()
-        return (lower @ upper).index_select(0, self.rows)
+        return (lower @ upper).index_select(0, self.rows).to(self.lower.dtype)
 
     def inverse(self) -> Tensor:
         identity, lower, upper = self._factors()
         transposed_permutation = identity.index_select(1, self.rows)
         solved = torch.linalg.solve_triangular(lower, transposed_permutation, upper=False, unitriangular=True)
-        return torch.linalg.solve_triangular(upper, solved, upper=True)
+        return torch.linalg.solve_triangular(upper, solved, upper=True).to(self.lower.dtype)
 
     def log_abs_det(self) -> Tensor:
         return self.log_diagonal.sum()
@@ -60,7 +61,7 @@ class FullMatrix(nn.Module):
         return self.weight
 
     def inverse(self) -> Tensor:
-        return torch.linalg.inv(self.weight)
+        return torch.linalg.inv(self.weight.double()).to(self.weight.dtype)
 
     def log_abs_det(self) -> Tensor:
         return torch.linalg.slogdet(self.weight).logabsdet
