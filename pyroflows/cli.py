@@ -43,16 +43,15 @@ def fit_command(
     batch_size: Annotated[int, typer.Option(help="Data in a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Largest step size.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    devices: Annotated[int, typer.Option(help="Number of processes.")] = 1,
 ) -> None:
     """Fit a Glow to DATA, and write the checkpoint, samples.png and metrics.json."""
     start = time.perf_counter()
     dataset = _hold_out(load(data))
-    folder = Path("runs") / Path(data).stem if out is None else out
-    _make_folder(folder)
     torch.manual_seed(seed)
     recipe = _recipe(dataset)
     flow = recipe.build()
+    folder = Path("runs") / Path(data).stem if out is None else out
+    _make_folder(folder)
     if max_epochs is None:
         max_epochs = math.ceil(1100 * batch_size / len(dataset.train))
     assert dataset.test is not None
@@ -64,7 +63,6 @@ def fit_command(
         max_epochs=max_epochs,
         batch_size=batch_size,
         lr=lr,
-        devices=devices,
         seed=seed,
     )
     run = Run(flow, recipe)

@@ -46,7 +46,6 @@ def fit(
     batch_size: int = 64,
     lr: float = 2e-3,
     weight_decay: float = 0.1,
-    devices: int = 1,
     seed: int = 0,
     progress_bar: bool = True,
 ) -> FitResult:
@@ -66,7 +65,6 @@ def fit(
         batch_size: Data in a step.
         lr: Largest step size.
         weight_decay: AdamW's, of the networks' weights only.
-        devices: Number of processes.
         seed: Of the order of the data and the noise.
         progress_bar: Whether to show one.
 
@@ -93,16 +91,16 @@ def fit(
             f"fit expected max_epochs and batch_size of at least 1 and a positive lr, "
             f"got {max_epochs}, {batch_size}, {lr}"
         )
-    torch.manual_seed(seed)
     batches = _batches(data, batch_size, shuffle=True)
     module = _DensityModule(flow, levels, lr, weight_decay, total_steps=max_epochs * len(batches))
+    device = _device(flow)
     flow.train()
-    with torch.no_grad():
-        flow.initialize(module.reals(data[torch.randperm(len(data))[:1024]]))
-    with _quiet():
+    with _quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        flow.initialize(module.reals(data[torch.randperm(len(data))[:1024]].to(device)))
         trainer = lightning.Trainer(
             max_epochs=max_epochs,
-            devices=devices,
+            devices=1,
             gradient_clip_val=100.0,
             logger=False,
             enable_checkpointing=False,
@@ -112,7 +110,8 @@ def fit(
             inference_mode=False,
         )
         trainer.fit(module, batches)
-    flow.eval()
+    # Lightning leaves what it trained on an accelerator on the CPU.
+    flow.to(device).eval()
     return FitResult(module.losses, None if val_data is None else score(flow, val_data, levels=levels))
 
 
@@ -135,7 +134,7 @@ def score(flow: Flow, data: Tensor, *, levels: int | None = None, draws: int = 1
     module = _DensityModule(flow.eval(), levels)
     repeats = draws if levels is not None else 1
     total = sum(
-        module.loss(batch).item() * len(batch)
+        module.loss(batch.to(_device(flow))).item() * len(batch)
         for _ in range(repeats)
         for batch in _batches(data, 256, shuffle=False)
     )
@@ -210,6 +209,10 @@ class _Rows(Dataset[Tensor]):
 
     def __getitem__(self, indices: list[int]) -> Tensor:
         return self.data[indices]
+
+
+def _device(flow: Flow) -> torch.device:
+    return next(flow.parameters()).device
 
 
 def _batches(data: Tensor, batch_size: int, shuffle: bool) -> DataLoader[Tensor]:

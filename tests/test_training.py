@@ -45,6 +45,22 @@ def test_a_seed_gives_the_same_weights() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
+def test_the_users_random_state_is_left_alone() -> None:
+    torch.manual_seed(3)
+    want = torch.rand(2)
+    torch.manual_seed(3)
+    fit(Flow(ActNorm((2,))), torch.zeros(8, 2), max_epochs=1, progress_bar=False)
+    assert torch.equal(torch.rand(2), want)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_flow_stays_on_its_device() -> None:
+    flow = Flow(realnvp(2)).cuda()
+    fit(flow, torch.randn(64, 2), torch.randn(64, 2), max_epochs=1, progress_bar=False)
+    assert all(parameter.is_cuda for parameter in flow.parameters())
+
+
 def test_initialises_only_once() -> None:
     flow = Flow(ActNorm((2,)))
     flow.initialize(torch.randn(100, 2) + 50)
