@@ -8,7 +8,7 @@ from pyroflows import transforms
 NAMES = [
     name
     for name in transforms.__all__
-    if name not in ("AdditiveMap", "AffineMap", "ElementwiseMap", "Partition")
+    if name not in ("AdditiveMap", "AffineMap", "ElementwiseMap", "Partition", "SplineMap")
 ]
 
 

@@ -4,7 +4,7 @@ from pyroflows.transforms.actnorm import ActNorm, actnorm
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.coupling import Coupling, coupling
-from pyroflows.transforms.elementwise import AdditiveMap, AffineMap, ElementwiseMap
+from pyroflows.transforms.elementwise import AdditiveMap, AffineMap, ElementwiseMap, SplineMap
 from pyroflows.transforms.linear import (
     InvertibleConv1x1,
     InvertibleLinear,
@@ -31,6 +31,7 @@ __all__ = [
     "MultiScale",
     "Partition",
     "Reshape",
+    "SplineMap",
     "Squeeze",
     "actnorm",
     "coupling",

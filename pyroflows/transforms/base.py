@@ -114,12 +114,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
     @property
     def inv(self) -> Transform:
         """The inverse, from data to latent; `transform.inv.inv is transform`."""
-        inverse = self._inv
-        if inverse is None:
-            inverse = TransformView(self, None, forward=False)
-            # Not by `self._inv =`, which would register the module that holds this one inside it.
-            self.__dict__["_inv"] = inverse
-        return inverse
+        return TransformView(self, None, forward=False)
 
     def condition(self, context: Tensor) -> Transform:
         """The transform given a context; an unconditional transform is the same for every context."""
@@ -294,11 +289,13 @@ class TransformView(TransformModule, ConditionalTransform):
     def inv(self) -> Transform:
         if self.context is None:
             return self.transform
-        inverse = self._inv
-        if inverse is None:
+        # The inverse knows this view, and not the other way round: a cycle would keep the context, and the
+        # graph that it came from, until the next garbage collection.
+        if self._inv is None:
             inverse = TransformView(self.transform, self.context, not self._forward)
-            self.__dict__["_inv"], inverse.__dict__["_inv"] = inverse, self
-        return inverse
+            inverse.__dict__["_inv"] = self
+            return inverse
+        return self._inv
 
     def condition(self, context: Tensor) -> Transform:
         if self.transform.context_shape is None:

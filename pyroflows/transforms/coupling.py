@@ -25,7 +25,7 @@ class Coupling(FlowTransform):
         conditioner: A module from what passes (and the context, if there is one) to the map's
             parameters: `(*batch, n * D_b)` or `(*batch, n * C_b, H, W)` for `n` parameters of each
             changing element, all elements' first parameter first.
-        elementwise: The map: an `ElementwiseMap`, or `"additive"` or `"affine"`.
+        elementwise: The map: an `ElementwiseMap`, or `"additive"`, `"affine"` or `"spline"`.
         partition: `"halves"` (the first half of the features or channels passes), `"alternate"` (the
             elements of a vector at odd positions pass), `"checkerboard"` (the pixels on the odd squares
             pass), `"channels"` (halves of an image's channels), or a `Partition`.

@@ -321,15 +321,19 @@ def test_a_gradient_asked_for_later_is_there(example: Example) -> None:
 
 def test_nothing_is_kept_alive(example: Example) -> None:
     transform = example.make()
-    view = conditioned(transform, context(transform, 3))
+    given = context(transform, 3)
+    view = conditioned(transform, given)
     z = latent(transform, 3)
     x = view(z)
     view.inv(x)
-    references = [weakref.ref(z), weakref.ref(x)]
+    references = [weakref.ref(tensor) for tensor in (z, x, given) if tensor is not None]
     gc.disable()
     try:
-        del x, z
-        assert [reference() for reference in references] == [None, None]
+        del x, z, view, given
+        assert [reference() for reference in references] == len(references) * [None]
+        reference = weakref.ref(transform)
+        del transform
+        assert reference() is None
     finally:
         gc.enable()
 
