@@ -213,7 +213,7 @@ class Dequantized(TorchDistribution):
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 
-    def __init__(self, base: Distribution, levels: int = 256, validate_args: bool | None = None) -> None:
+    def __init__(self, base: Distribution, levels: int = 256, *, validate_args: bool | None = None) -> None:
         if levels < 2:
             raise ValueError(f"Dequantized expected at least 2 levels, got {levels}")
         self.base_dist = base

@@ -21,7 +21,7 @@ class ActNorm(FlowTransform):
     whether that was done is part of the state.
 
     Args:
-        event_shape: `(D,)` or `(C, H, W)`.
+        event_shape: `D`, `(D,)` or `(C, H, W)`.
 
     Shapes:
         `z`, `x`: `(*batch, *event_shape)`.
@@ -38,7 +38,7 @@ class ActNorm(FlowTransform):
 
     initialized: Tensor
 
-    def __init__(self, event_shape: tuple[int, ...]) -> None:
+    def __init__(self, event_shape: int | tuple[int, ...]) -> None:
         super().__init__(event_shape)
         channels = self.event_shape[:1] + (1,) * (len(self.event_shape) - 1)
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -74,4 +74,4 @@ def actnorm(event_shape: int | tuple[int, ...]) -> ActNorm:
         >>> actnorm(3)(torch.zeros(3)).shape
         torch.Size([3])
     """
-    return ActNorm((event_shape,) if isinstance(event_shape, int) else event_shape)
+    return ActNorm(event_shape)

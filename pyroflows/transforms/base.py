@@ -31,7 +31,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
     forward pass, and is used only where recomputing would give the same value and the same gradients.
 
     Args:
-        latent_shape: Event shape of `z`: `(D,)` or `(C, H, W)`.
+        latent_shape: Event shape of `z`: `D`, `(D,)` or `(C, H, W)`.
         event_shape: Event shape of `x`; that of `z` if not given.
         context_shape: Event shape of the context: `(K,)` or `(K, H, W)`. `None`: unconditional.
 
@@ -63,14 +63,14 @@ class FlowTransform(TransformModule, ConditionalTransform):
 
     def __init__(
         self,
-        latent_shape: tuple[int, ...],
-        event_shape: tuple[int, ...] | None = None,
+        latent_shape: int | tuple[int, ...],
+        event_shape: int | tuple[int, ...] | None = None,
         *,
         context_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(cache_size=1)
-        self.latent_shape = Size(latent_shape)
-        self.event_shape = Size(latent_shape if event_shape is None else event_shape)
+        self.latent_shape = as_size(latent_shape)
+        self.event_shape = self.latent_shape if event_shape is None else as_size(event_shape)
         self.context_shape = None if context_shape is None else Size(context_shape)
         self._memory: Evaluation | None = None
 
@@ -313,6 +313,11 @@ class TransformView(TransformModule, ConditionalTransform):
         return self.transform._shape(shape, self.context, not self._forward)
 
     __repr__ = nn.Module.__repr__
+
+
+def as_size(shape: int | tuple[int, ...]) -> Size:
+    """A shape that may be given as the size of a vector."""
+    return Size((shape,) if isinstance(shape, int) else shape)
 
 
 def sum_last(value: Tensor, n: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Size, Tensor, nn
 
 from pyroflows.nets import MLP, ConvNet
-from pyroflows.transforms.base import FlowTransform, sum_last
+from pyroflows.transforms.base import FlowTransform, as_size, sum_last
 from pyroflows.transforms.elementwise import ElementwiseMap, get_map
 from pyroflows.transforms.partition import Partition, get_partition
 
@@ -21,7 +21,7 @@ class Coupling(FlowTransform):
     with an element-wise map `g`. One evaluation of the conditioner per direction.
 
     Args:
-        event_shape: `(D,)` or `(C, H, W)`.
+        event_shape: `D`, `(D,)` or `(C, H, W)`.
         conditioner: A module from what passes (and the context, if there is one) to the map's
             parameters: `(*batch, n * D_b)` or `(*batch, n * C_b, H, W)` for `n` parameters of each
             changing element, all elements' first parameter first.
@@ -51,7 +51,7 @@ class Coupling(FlowTransform):
 
     def __init__(
         self,
-        event_shape: tuple[int, ...],
+        event_shape: int | tuple[int, ...],
         conditioner: nn.Module,
         elementwise: str | ElementwiseMap = "affine",
         partition: str | Partition = "halves",
@@ -148,10 +148,10 @@ def coupling(
 
 def event_size(event_shape: int | tuple[int, ...]) -> Size:
     """An event shape given as `D`, `(D,)` or `(C, H, W)`, as a size."""
-    shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    shape = as_size(event_shape)
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise ValueError(f"expected an event shape D, (D,) or (C, H, W) of positive sizes, got {event_shape}")
-    return Size(shape)
+    return shape
 
 
 def context_size(context_dim: int | None, context_shape: tuple[int, ...] | None) -> tuple[int, ...] | None:

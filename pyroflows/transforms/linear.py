@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, as_size
 
 __all__ = ["InvertibleConv1x1", "InvertibleLinear", "invertible_conv1x1", "invertible_linear"]
 
@@ -78,7 +78,7 @@ class InvertibleLinear(FlowTransform):
     the entries of `W`. Either way `W` starts as a random rotation.
 
     Args:
-        event_shape: `(D,)`.
+        event_shape: `D` or `(D,)`.
         parameterization: `"lu"` or `"full"`.
 
     Shapes:
@@ -98,7 +98,8 @@ class InvertibleLinear(FlowTransform):
 
     _event_dim = 1
 
-    def __init__(self, event_shape: tuple[int, ...], parameterization: str = "lu") -> None:
+    def __init__(self, event_shape: int | tuple[int, ...], parameterization: str = "lu") -> None:
+        event_shape = as_size(event_shape)
         if len(event_shape) != self._event_dim:
             expected = "(D,)" if self._event_dim == 1 else "(C, H, W)"
             raise ValueError(
@@ -182,8 +183,7 @@ def invertible_linear(event_shape: int | tuple[int, ...], parameterization: str 
         >>> invertible_linear(3)(torch.zeros(3)).shape
         torch.Size([3])
     """
-    shape = (event_shape,) if isinstance(event_shape, int) else event_shape
-    return InvertibleLinear(shape, parameterization)
+    return InvertibleLinear(event_shape, parameterization)
 
 
 def invertible_conv1x1(event_shape: tuple[int, ...], parameterization: str = "lu") -> InvertibleConv1x1:

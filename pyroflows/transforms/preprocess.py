@@ -23,7 +23,7 @@ class Logit(FlowTransform):
     (the ladj, in nats, is that from latent to data).
 
     Args:
-        event_shape: `(D,)` or `(C, H, W)`.
+        event_shape: `D`, `(D,)` or `(C, H, W)`.
         alpha: How far from 0 and 1 the logit's argument stays, in [0, 0.5).
 
     Shapes:
@@ -41,7 +41,7 @@ class Logit(FlowTransform):
         tensor([-2.9444,  0.0000])
     """
 
-    def __init__(self, event_shape: tuple[int, ...], alpha: float = 0.05) -> None:
+    def __init__(self, event_shape: int | tuple[int, ...], alpha: float = 0.05) -> None:
         if not 0 <= alpha < 0.5:
             raise ValueError(f"Logit expected alpha in [0, 0.5), got {alpha}")
         super().__init__(event_shape)

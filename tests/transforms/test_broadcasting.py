@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyroflows.transforms import coupling, realnvp
+from pyroflows.transforms import ActNorm, Coupling, InvertibleLinear, Logit, coupling, realnvp
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,11 @@ def test_distribution_of_a_conditioned_transform() -> None:
     assert expanded.log_prob(expanded.sample()).shape == (4, 5)
     # Draws are independent along a dimension that the context was broadcast over.
     assert expanded.sample()[0].unique(dim=0).shape[0] == 5
+
+
+def test_a_vectors_size_is_its_shape() -> None:
+    for build in (ActNorm, InvertibleLinear, Logit, lambda n: Coupling(n, torch.nn.Linear(1, 4))):
+        assert build(3).event_shape == build((3,)).event_shape == (3,)
 
 
 def test_inverse_views() -> None:
