@@ -1,4 +1,10 @@
-"""What the examples in docstrings may use without importing it."""
+"""How many threads the tests use, and what the examples in docstrings may use without importing it."""
+
+import os
+
+# The tests' tensors are small, and run in several processes (notebooks and the command line in processes of
+# their own): more threads would only wait for each other. Torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from typing import Any
 
