@@ -303,6 +303,22 @@ def test_another_context_is_another_value(example: Example) -> None:
     assert torch.equal(got, transform.with_cache(0).condition(other).inv(x))
 
 
+def test_the_same_numbers_in_another_context_have_their_own_gradient(example: Example) -> None:
+    transform = example.make()
+    given = context(transform, 3)
+    if given is None:
+        pytest.skip("unconditional")
+
+    def by_alias(transform: FlowTransform) -> Tensor:
+        x = transform.condition(given.requires_grad_())(latent(transform, 3))
+        alias = given.view_as(given)
+        alias.retain_grad()
+        transform.condition(alias).inv(x).sum().backward()
+        return alias.grad
+
+    _assert_same([by_alias(transform)], [by_alias(transform.with_cache(0))])
+
+
 def test_a_gradient_asked_for_later_is_there(example: Example) -> None:
     """`requires_grad_` changes neither the tensor nor its version."""
     transform = example.make().requires_grad_(False)
