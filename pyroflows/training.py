@@ -83,7 +83,7 @@ def fit(
         >>> len(result.losses)
         2
     """
-    levels = _check_data(flow, data, levels)
+    levels = _check_data(flow, data, levels, at_least=2)
     if val_data is not None:
         _check_data(flow, val_data, levels)
     if max_epochs < 1 or batch_size < 1 or not lr > 0:
@@ -106,8 +106,6 @@ def fit(
             enable_checkpointing=False,
             enable_model_summary=False,
             enable_progress_bar=progress_bar,
-            # What a flow remembers of an evaluation can't be told to be fresh in inference mode.
-            inference_mode=False,
         )
         trainer.fit(module, batches)
     # Lightning leaves what it trained on an accelerator on the CPU.
@@ -223,15 +221,15 @@ def _batches(data: Tensor, batch_size: int, shuffle: bool) -> DataLoader[Tensor]
     return DataLoader(rows, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
 
 
-def _check_data(flow: Flow, data: Tensor, levels: int | None) -> int | None:
+def _check_data(flow: Flow, data: Tensor, levels: int | None, at_least: int = 1) -> int | None:
     """Check the data, and give the number of levels if they are integers."""
     event_shape = tuple(flow.transform.event_shape)
     if data.dim() != 1 + len(event_shape) or tuple(data.shape[1:]) != event_shape:
         raise ValueError(
             f"expected data of shape (N, {', '.join(map(str, event_shape))}), got {tuple(data.shape)}"
         )
-    if len(data) < 2:
-        raise ValueError(f"expected at least 2 data, got {len(data)}")
+    if len(data) < at_least:
+        raise ValueError(f"expected at least {at_least} data, got {len(data)}")
     if data.is_floating_point():
         if levels is not None:
             raise ValueError(f"levels={levels} is for integer data, got {data.dtype}")

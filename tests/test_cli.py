@@ -86,6 +86,12 @@ def test_fit_of_a_table(call: Call, tmp_path: Path) -> None:
     assert "nats" in call("score", tmp_path / "run", tmp_path / "table.npy")
 
 
+def test_fit_of_a_short_table(call: Call, tmp_path: Path) -> None:
+    """A tenth of nine rows is one, which is held out and scored."""
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(9, 2)))
+    assert "nats" in call("fit", tmp_path / "table.npy", "--out", tmp_path / "run", "--max-epochs", 1)
+
+
 def test_fit_of_an_archive_of_images(call: Call, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", x_train=images, x_test=images[:8], y_train=np.arange(40))

@@ -95,3 +95,7 @@ def test_bad_arguments(data, options, message: str) -> None:
 def test_score_of_reals_is_the_mean_in_nats() -> None:
     flow, data = Flow(realnvp(2)), torch.randn(300, 2)
     assert score(flow, data) == pytest.approx(-flow().log_prob(data).mean().item(), abs=1e-5)
+    # One datum can be scored, though not fitted.
+    assert score(flow, data[:1]) == pytest.approx(-flow().log_prob(data[0]).item(), abs=1e-5)
+    with pytest.raises(ValueError, match="at least 1 data, got 0"):
+        score(flow, data[:0])
