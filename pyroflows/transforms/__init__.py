@@ -11,6 +11,7 @@ from pyroflows.transforms.linear import (
     invertible_conv1x1,
     invertible_linear,
 )
+from pyroflows.transforms.logistic_mixture import LogisticMixtureMap
 from pyroflows.transforms.multiscale import MultiScale
 from pyroflows.transforms.partition import Partition
 from pyroflows.transforms.preprocess import Logit
@@ -27,6 +28,7 @@ __all__ = [
     "FlowTransform",
     "InvertibleConv1x1",
     "InvertibleLinear",
+    "LogisticMixtureMap",
     "Logit",
     "MultiScale",
     "Partition",

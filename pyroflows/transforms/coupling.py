@@ -6,7 +6,8 @@ from torch import Size, Tensor, nn
 
 from pyroflows.nets import MLP, ConvNet
 from pyroflows.transforms.base import FlowTransform, as_size, sum_last
-from pyroflows.transforms.elementwise import ElementwiseMap, get_map
+from pyroflows.transforms.elementwise import ElementwiseMap
+from pyroflows.transforms.maps import get_map
 from pyroflows.transforms.partition import Partition, get_partition
 
 __all__ = ["Coupling", "coupling"]
@@ -25,7 +26,8 @@ class Coupling(FlowTransform):
         conditioner: A module from what passes (and the context, if there is one) to the map's
             parameters: `(*batch, n * D_b)` or `(*batch, n * C_b, H, W)` for `n` parameters of each
             changing element, all elements' first parameter first.
-        elementwise: The map: an `ElementwiseMap`, or `"additive"`, `"affine"` or `"spline"`.
+        elementwise: The map: an `ElementwiseMap`, or `"additive"`, `"affine"`, `"spline"` or
+            `"logistic_mixture"`.
         partition: `"halves"` (the first half of the features or channels passes), `"alternate"` (the
             elements of a vector at odd positions pass), `"checkerboard"` (the pixels on the odd squares
             pass), `"channels"` (halves of an image's channels), or a `Partition`.

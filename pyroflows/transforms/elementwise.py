@@ -1,7 +1,7 @@
 """The element-wise maps that couplings are put together from.
 
 A map takes `n_parameters` numbers per element from the conditioner, in the last dimension, and gives
-each element's value and log-derivative. A new kind of coupling is a new map, and a line in `MAPS`.
+each element's value and log-derivative.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _log_sigmoid(raw: Tensor) -> Tensor:
     return F.logsigmoid(raw + 2)
 
 
-def _softclip(raw: Tensor) -> Tensor:
+def softclip(raw: Tensor) -> Tensor:
+    """Smoothly between -3 and 3, with slope 1 at 0."""
     return raw / (1 + raw.abs() / 3)
 
 
@@ -171,21 +172,6 @@ def _identity(raw: Tensor) -> Tensor:
 
 _LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": _log_sigmoid,
-    "softclip": _softclip,
+    "softclip": softclip,
     "exp": _identity,
 }
-
-MAPS: dict[str, Callable[[], ElementwiseMap]] = {
-    "additive": AdditiveMap,
-    "affine": AffineMap,
-    "spline": SplineMap,
-}
-
-
-def get_map(elementwise: str | ElementwiseMap) -> ElementwiseMap:
-    """The map of that name, or the map itself."""
-    if isinstance(elementwise, ElementwiseMap):
-        return elementwise
-    if elementwise not in MAPS:
-        raise ValueError(f"expected an ElementwiseMap or one of {sorted(MAPS)}, got {elementwise!r}")
-    return MAPS[elementwise]()

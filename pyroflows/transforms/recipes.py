@@ -17,8 +17,9 @@ from pyroflows.transforms.coupling import (
     event_size,
 )
 from pyroflows.transforms.coupling import coupling as default_coupling
-from pyroflows.transforms.elementwise import AffineMap, ElementwiseMap, get_map
+from pyroflows.transforms.elementwise import AffineMap, ElementwiseMap
 from pyroflows.transforms.linear import InvertibleConv1x1, InvertibleLinear
+from pyroflows.transforms.maps import get_map
 from pyroflows.transforms.multiscale import MultiScale
 from pyroflows.transforms.partition import Partition, get_partition
 from pyroflows.transforms.squeeze import Reshape, Squeeze

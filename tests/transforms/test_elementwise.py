@@ -1,9 +1,10 @@
 """Element-wise maps against what their formulas say."""
 
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyroflows.transforms import SplineMap
+from pyroflows.transforms import AdditiveMap, AffineMap, LogisticMixtureMap, SplineMap
 
 
 def _parameters(*shape: int) -> torch.Tensor:
@@ -41,3 +42,74 @@ def test_spline_is_monotone_smooth_and_keeps_its_smallest_slope() -> None:
 def test_bad_splines(bins: int, bound: float, slope: float) -> None:
     with pytest.raises(ValueError, match="at least 2 bins, a positive bound and a slope in"):
         SplineMap(bins, bound, slope)
+
+
+def test_logistic_mixture_is_that_of_its_formula() -> None:
+    """Against the distribution function and density of Pyro's mixture of logistics."""
+    parameters = _parameters(14)
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64)
+    z, ladj = LogisticMixtureMap(components=4).inverse_and_ladj(x, parameters.expand(101, 14))
+    log_scale, shift = (parameters[0] / (1 + parameters[0].abs() / 3)), parameters[1]
+    weights, means = parameters[2:6].softmax(0), parameters[6:10] + torch.linspace(-1, 1, 4).double()
+    scales = (parameters[10:] / (1 + parameters[10:].abs() / 3)).exp()
+    logistics = dist.Logistic(means, scales)
+    below = (weights * logistics.cdf(x[:, None])).sum(-1)
+    above = (weights * logistics.cdf(2 * means - x[:, None])).sum(-1)
+    density = (weights * logistics.log_prob(x[:, None]).exp()).sum(-1)
+    torch.testing.assert_close(z, log_scale.exp() * (below / above).log() + shift)
+    torch.testing.assert_close(ladj, log_scale + (density / below / above).log())
+
+
+def test_logistic_mixture_starts_close_to_the_identity() -> None:
+    x = torch.linspace(-5, 5, 101, dtype=torch.float64)
+    z, ladj = LogisticMixtureMap().inverse_and_ladj(x, torch.zeros(101, 14, dtype=torch.float64))
+    # The mixture's components lie at most 1 from the one logistic that would give the identity.
+    assert (z - x).abs().max() < 1
+    assert ladj.abs().max() < 0.2
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-12)], ids=str)
+def test_logistic_mixture_is_inverted_in_the_far_tails(dtype: torch.dtype, tolerance: float) -> None:
+    x = torch.cat([torch.linspace(-50, 50, 1001), torch.tensor([-1e6, 1e6])]).to(dtype)
+    # Weights, means and scales of every size; the weakest slope stays above the rounding.
+    parameters = _parameters(len(x), 14).to(dtype)
+    mixture = LogisticMixtureMap(components=4)
+    z, ladj = mixture.inverse_and_ladj(x, parameters)
+    back, back_ladj = mixture.forward_and_ladj(z, parameters)
+    # What rounding of z leaves is as much larger as the map is flat.
+    allowed = tolerance * (1 + x.abs()) * (1 + (-ladj).exp())
+    assert ((back - x).abs() <= allowed).all()
+    assert ((back_ladj + ladj).abs() <= 30 * allowed).all()
+
+
+def test_logistic_mixtures_inverse_has_true_derivatives() -> None:
+    """Also of second order and in forward mode, through the equation that is solved."""
+    mixture = LogisticMixtureMap(components=3)
+    z, parameters = _parameters(4).requires_grad_(), _parameters(4, 11).requires_grad_()
+    assert torch.autograd.gradcheck(mixture.forward_and_ladj, (z, parameters), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(mixture.forward_and_ladj, (z, parameters))
+
+
+def test_logistic_mixtures_solution_is_not_changed_by_its_derivatives() -> None:
+    z, parameters = _parameters(50), _parameters(50, 14)
+    x, _ = LogisticMixtureMap().forward_and_ladj(z, parameters)
+    back, _ = LogisticMixtureMap().inverse_and_ladj(x, parameters)
+    torch.testing.assert_close(back, z, atol=1e-9, rtol=0)
+
+
+def test_a_mixture_needs_a_component() -> None:
+    with pytest.raises(ValueError, match="at least 1 component, got 0"):
+        LogisticMixtureMap(0)
+
+
+@pytest.mark.parametrize(
+    "elementwise", [AdditiveMap(), AffineMap(), SplineMap(), LogisticMixtureMap()], ids=str
+)
+def test_maps_are_increasing_bijections(elementwise) -> None:
+    x = torch.linspace(-8, 8, 2001, dtype=torch.float64)
+    parameters = _parameters(elementwise.n_parameters).expand(len(x), -1)
+    z, ladj = elementwise.inverse_and_ladj(x, parameters)
+    assert (z[1:] > z[:-1]).all()
+    back, back_ladj = elementwise.forward_and_ladj(z, parameters)
+    torch.testing.assert_close(back, x, atol=1e-8, rtol=0)
+    torch.testing.assert_close(back_ladj, -ladj, atol=1e-8, rtol=0)
