@@ -10,13 +10,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
-from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.base import FlowTransform, sum_last
 
 __all__ = ["Dequantized", "Flow"]
 
@@ -183,41 +184,59 @@ def _map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> 
 
 
 class Dequantized(TorchDistribution):
-    r"""A distribution of integers, by a density of reals with uniform noise added.
+    r"""A distribution of integers, by a density of reals with noise added.
 
-    .. math:: \log P(x) \ge \mathbb{E}_{u \sim U[0, 1)^D} \left[ \log p\left(\frac{x + u}{n}\right) \right]
-        - D \log n \text{ (nats)}
+    .. math:: \log P(x) \ge \mathbb{E}_{u \sim q(u | x)} \left[ \log p\left(\frac{x + u}{n}\right)
+        - \log q(u | x) \right] - D \log n \text{ (nats)}
 
-    for `n` levels and `D` elements. `log_prob` is an unbiased estimate of the bound, by one draw of the
-    noise.
+    for `n` levels and `D` elements. The noise is uniform on [0, 1), or, where it is learned, the sigmoid of a
+    conditional flow's `v`: `q(u | x)` is `v`'s density over the sigmoid's derivative. `log_prob` is an
+    unbiased estimate of the bound, by one draw of the noise.
 
     Args:
         base: A distribution of reals, which data in [0, 1) are to follow: images `(C, H, W)` or vectors.
         levels: Number of values, 0 to `levels - 1`.
+        noise: `None` for uniform noise, or a conditional `Flow` (or any callable) that gives the
+            distribution of `v`, of the base's event shape, for data that were brought to [-1, 1].
 
     Shapes:
         Batch and event shape are those of `base`.
 
     Raises:
-        ValueError: `levels` is not at least 2, or a value is not an integer of 0 to `levels - 1`.
+        ValueError: `levels` is not at least 2, a value is not an integer of 0 to `levels - 1`, or the noise
+            is not of the data's shape.
 
     Source: Theis et al. 2016, "A note on the evaluation of generative models", arXiv 1511.01844, section
-    3.1; Ho et al. 2019, "Flow++", arXiv 1902.00275, eq. 7.
+    3.1; Ho et al. 2019, "Flow++", arXiv 1902.00275, eq. 7 and section 3.1 (learned noise).
 
     Example:
-        >>> images = Dequantized(Flow(glow((1, 8, 8), steps=2, hidden_channels=16))(), levels=17)
+        >>> flow = Flow(glow((1, 8, 8), steps=2, hidden_channels=16))
+        >>> images = Dequantized(flow(), levels=17)
         >>> x = images.sample((5,))
         >>> x.shape, x.dtype, images.bits_per_dim(x).shape
         (torch.Size([5, 1, 8, 8]), torch.uint8, torch.Size([5]))
+        >>> noise = Flow(realnvp((1, 8, 8), levels=1, hidden_channels=16, context_shape=(1, 8, 8)))
+        >>> Dequantized(flow(), levels=17, noise=noise).log_prob(x).shape
+        torch.Size([5])
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 
-    def __init__(self, base: Distribution, levels: int = 256, *, validate_args: bool | None = None) -> None:
+    def __init__(
+        self,
+        base: Distribution,
+        levels: int = 256,
+        noise: Callable[[Tensor], Distribution] | None = None,
+        *,
+        validate_args: bool | None = None,
+    ) -> None:
         if levels < 2:
             raise ValueError(f"Dequantized expected at least 2 levels, got {levels}")
+        if noise is not None and not callable(noise):
+            raise ValueError(f"Dequantized expected a conditional Flow as noise, got {type(noise)}")
         self.base_dist = base
         self.levels = levels
+        self.noise = noise
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True)
@@ -231,22 +250,36 @@ class Dequantized(TorchDistribution):
     ) -> Dequantized:
         new = self._get_checked_instance(Dequantized, _instance)
         new.base_dist = self.base_dist.expand(torch.Size(batch_shape))
-        new.levels = self.levels
+        new.levels, new.noise = self.levels, self.noise
         super(Dequantized, new).__init__(new.base_dist.batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def dequantize(self, x: Tensor) -> Tensor:
-        """Integers to reals in [0, 1) by uniform noise: `(x + u) / levels`."""
-        dtype = _dtype_of(self.base_dist)
-        noise = torch.rand(x.shape, dtype=dtype, device=x.device)
-        return (x + noise) / self.levels
+        """Integers to reals in [0, 1) by noise: `(x + u) / levels`."""
+        return self._dequantize(x)[0]
 
     def log_prob(self, x: Tensor) -> Tensor:
         """An unbiased estimate of the lower bound of log P(x), in nats."""
         if self._validate_args:
             self._validate_sample(x)
-        return self.base_dist.log_prob(self.dequantize(x)) - self.event_shape.numel() * math.log(self.levels)
+        y, log_q = self._dequantize(x)
+        return self.base_dist.log_prob(y) - log_q - self.event_shape.numel() * math.log(self.levels)
+
+    def _dequantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw of `(x + u) / levels`, and the log-density of `u`."""
+        dtype, event_dim = _dtype_of(self.base_dist), len(self.event_shape)
+        if self.noise is None:
+            u = torch.rand(x.shape, dtype=dtype, device=x.device)
+            return (x + u) / self.levels, u.new_zeros(())
+        noise = self.noise((2 * x.to(dtype) + 1) / self.levels - 1)
+        v = noise.rsample()
+        if v.shape != x.shape:
+            raise ValueError(
+                f"Dequantized expected noise of the data's shape {tuple(x.shape)}, got {tuple(v.shape)}"
+            )
+        log_slope = sum_last(F.logsigmoid(v) + F.logsigmoid(-v), event_dim)
+        return (x + torch.sigmoid(v)) / self.levels, noise.log_prob(v) - log_slope
 
     def bits_per_dim(self, x: Tensor) -> Tensor:
         r"""`-log P(x) / (D \log 2)`, an estimate of an upper bound, in bits per dimension."""

@@ -41,7 +41,10 @@ def fit(
     data: Tensor,
     val_data: Tensor | None = None,
     *,
+    context: Tensor | None = None,
+    val_context: Tensor | None = None,
     levels: int | None = None,
+    noise: Flow | None = None,
     max_epochs: int = 50,
     batch_size: int = 64,
     lr: float = 2e-3,
@@ -54,13 +57,17 @@ def fit(
     .. math:: \min_\theta \; -\frac{1}{N} \sum_n \log p_\theta(x_n)
 
     with AdamW, a short warm-up and a cosine decay of the step size. First every `ActNorm` is initialised
-    from up to 1,024 of the data. Integer data are dequantized by uniform noise (`Dequantized`).
+    from up to 1,024 of the data. Integer data are dequantized (`Dequantized`) by uniform noise, or by noise
+    that is learned with the flow.
 
     Args:
         flow: The flow; it is changed, and in evaluation mode afterwards.
         data: `(N, *event_shape)`: reals, or integers 0 to `levels - 1`.
         val_data: Held-out data of the same kind; no choice is made by them.
+        context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
+        val_context: The held-out data's.
         levels: Number of levels of integer data; by default 256.
+        noise: A conditional flow of the dequantization noise, which is fitted too. `None`: uniform noise.
         max_epochs: Number of passes over the data.
         batch_size: Data in a step.
         lr: Largest step size.
@@ -72,7 +79,8 @@ def fit(
         Losses and score: bits per dimension (integer data) or nats per datum (reals).
 
     Raises:
-        ValueError: The data are not of the flow's event shape, are not finite, or are too few.
+        ValueError: The data are not of the flow's event shape, are not finite, or are too few; a context is
+            missing or not wanted; noise is given for reals.
 
     Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, eq. 1 and 2; Loshchilov & Hutter 2019,
     "Decoupled weight decay regularization", arXiv 1711.05101.
@@ -83,21 +91,23 @@ def fit(
         >>> len(result.losses)
         2
     """
-    levels = _check_data(flow, data, levels, at_least=2)
+    levels = _check_data(flow, data, context, levels, noise, at_least=2)
     if val_data is not None:
-        _check_data(flow, val_data, levels)
+        _check_data(flow, val_data, val_context, levels, noise)
     if max_epochs < 1 or batch_size < 1 or not lr > 0:
         raise ValueError(
             f"fit expected max_epochs and batch_size of at least 1 and a positive lr, "
             f"got {max_epochs}, {batch_size}, {lr}"
         )
-    batches = _batches(data, batch_size, shuffle=True)
-    module = _DensityModule(flow, levels, lr, weight_decay, total_steps=max_epochs * len(batches))
+    rows = _Rows(data, context)
+    batches = _batches(rows, batch_size, shuffle=True)
+    module = _DensityModule(flow, levels, noise, lr, weight_decay, total_steps=max_epochs * len(batches))
     device = _device(flow)
-    flow.train()
+    module.train()
     with _quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        flow.initialize(module.reals(data[torch.randperm(len(data))[:1024]].to(device)))
+        first, *given = (part.to(device) for part in rows[torch.randperm(len(data))[:1024]])
+        flow.initialize(module.reals(first, *given), *given)
         trainer = lightning.Trainer(
             max_epochs=max_epochs,
             devices=1,
@@ -109,18 +119,30 @@ def fit(
         )
         trainer.fit(module, batches)
     # Lightning leaves what it trained on an accelerator on the CPU.
-    flow.to(device).eval()
-    return FitResult(module.losses, None if val_data is None else score(flow, val_data, levels=levels))
+    module.to(device).eval()
+    if val_data is None:
+        return FitResult(module.losses, None)
+    return FitResult(module.losses, score(flow, val_data, context=val_context, levels=levels, noise=noise))
 
 
 @torch.no_grad()
-def score(flow: Flow, data: Tensor, *, levels: int | None = None, draws: int = 10) -> float:
+def score(
+    flow: Flow,
+    data: Tensor,
+    *,
+    context: Tensor | None = None,
+    levels: int | None = None,
+    noise: Flow | None = None,
+    draws: int = 10,
+) -> float:
     """Mean bits per dimension (integer data) or nats per datum (reals) of data under a flow.
 
     Args:
         flow: The flow; it is put into evaluation mode.
         data: `(N, *event_shape)`: reals, or integers 0 to `levels - 1`.
+        context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
         levels: Number of levels of integer data; by default 256.
+        noise: The conditional flow of the dequantization noise. `None`: uniform noise.
         draws: Number of draws of the dequantization noise that are averaged.
 
     Example:
@@ -128,13 +150,13 @@ def score(flow: Flow, data: Tensor, *, levels: int | None = None, draws: int = 1
         >>> score(Flow(realnvp(2)), torch.zeros(5, 2)) > 0
         True
     """
-    levels = _check_data(flow, data, levels)
-    module = _DensityModule(flow.eval(), levels)
+    levels = _check_data(flow, data, context, levels, noise)
+    module = _DensityModule(flow, levels, noise).eval()
     repeats = draws if levels is not None else 1
     total = sum(
-        module.loss(batch.to(_device(flow))).item() * len(batch)
+        module.loss(*(part.to(_device(flow)) for part in batch)).item() * len(batch[0])
         for _ in range(repeats)
-        for batch in _batches(data, 256, shuffle=False)
+        for batch in _batches(_Rows(data, context), 256, shuffle=False)
     )
     return total / (repeats * len(data))
 
@@ -146,6 +168,7 @@ class _DensityModule(lightning.LightningModule):
         self,
         flow: Flow,
         levels: int | None,
+        noise: Flow | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         total_steps: int = 1,
@@ -153,21 +176,26 @@ class _DensityModule(lightning.LightningModule):
         super().__init__()
         self.flow = flow
         self.levels = levels
+        self.noise = noise
         self.lr, self.weight_decay, self.total_steps = lr, weight_decay, total_steps
         self.losses: list[float] = []
         self._epoch_losses: list[Tensor] = []
 
-    def reals(self, batch: Tensor) -> Tensor:
+    def reals(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
         """The data as the flow sees them."""
-        return batch if self.levels is None else Dequantized(self.flow(), self.levels).dequantize(batch)
+        return batch if self.levels is None else self._of_integers(context).dequantize(batch)
 
-    def loss(self, batch: Tensor) -> Tensor:
+    def loss(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
         if self.levels is None:
-            return -self.flow().log_prob(batch).mean()
-        return Dequantized(self.flow(), self.levels).bits_per_dim(batch).mean()
+            return -self.flow(context).log_prob(batch).mean()
+        return self._of_integers(context).bits_per_dim(batch).mean()
 
-    def training_step(self, batch: Tensor, index: int) -> Tensor:
-        loss = self.loss(batch)
+    def _of_integers(self, context: Tensor | None) -> Dequantized:
+        assert self.levels is not None
+        return Dequantized(self.flow(context), self.levels, self.noise)
+
+    def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+        loss = self.loss(*batch)
         unit = "nats" if self.levels is None else "bits/dim"
         self.log(unit, loss, prog_bar=True)
         self._epoch_losses.append(loss.detach())
@@ -196,32 +224,38 @@ class _DensityModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class _Rows(Dataset[Tensor]):
-    """A tensor's rows, taken a batch of indices at a time."""
+class _Rows(Dataset[list[Tensor]]):
+    """The rows of the data, and of their contexts if they have some, taken a batch of indices at a time."""
 
-    def __init__(self, data: Tensor) -> None:
-        self.data = data
+    def __init__(self, data: Tensor, context: Tensor | None) -> None:
+        self.tensors = [data] if context is None else [data, context]
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.tensors[0])
 
-    def __getitem__(self, indices: list[int]) -> Tensor:
-        return self.data[indices]
+    def __getitem__(self, indices: list[int] | Tensor) -> list[Tensor]:
+        return [tensor[indices] for tensor in self.tensors]
 
 
 def _device(flow: Flow) -> torch.device:
     return next(flow.parameters()).device
 
 
-def _batches(data: Tensor, batch_size: int, shuffle: bool) -> DataLoader[Tensor]:
-    rows = _Rows(data)
+def _batches(rows: _Rows, batch_size: int, shuffle: bool) -> DataLoader[list[Tensor]]:
     order = RandomSampler(rows) if shuffle else SequentialSampler(rows)
     # Every step of a fit sees a whole batch, unless there is not even one.
-    drop_last = shuffle and len(data) >= batch_size
+    drop_last = shuffle and len(rows) >= batch_size
     return DataLoader(rows, sampler=BatchSampler(order, batch_size, drop_last), batch_size=None)
 
 
-def _check_data(flow: Flow, data: Tensor, levels: int | None, at_least: int = 1) -> int | None:
+def _check_data(
+    flow: Flow,
+    data: Tensor,
+    context: Tensor | None,
+    levels: int | None,
+    noise: Flow | None,
+    at_least: int = 1,
+) -> int | None:
     """Check the data, and give the number of levels if they are integers."""
     event_shape = tuple(flow.transform.event_shape)
     if data.dim() != 1 + len(event_shape) or tuple(data.shape[1:]) != event_shape:
@@ -230,9 +264,17 @@ def _check_data(flow: Flow, data: Tensor, levels: int | None, at_least: int = 1)
         )
     if len(data) < at_least:
         raise ValueError(f"expected at least {at_least} data, got {len(data)}")
+    context_shape = flow.transform.context_shape
+    if context is not None and context_shape is None:
+        raise ValueError("this flow takes no context: its transform was made without a context_dim")
+    if context_shape is not None and (context is None or context.shape != (len(data), *context_shape)):
+        raise ValueError(
+            f"expected a context of shape {(len(data), *context_shape)}, one of each datum, "
+            f"got {None if context is None else tuple(context.shape)}"
+        )
     if data.is_floating_point():
-        if levels is not None:
-            raise ValueError(f"levels={levels} is for integer data, got {data.dtype}")
+        if levels is not None or noise is not None:
+            raise ValueError(f"levels and noise are for integer data, got {data.dtype}")
         bad = (~data.isfinite()).flatten(1).any(1).nonzero()
         if len(bad):
             raise ValueError(f"expected finite data, got a value that is not in row {bad[0].item()}")

@@ -79,7 +79,7 @@ BAD = [
     (torch.zeros(2), {}, r"data of shape \(N, 2\), got \(2,\)"),
     (torch.zeros(1, 2), {}, "at least 2 data, got 1"),
     (torch.tensor([[0.0, 1.0], [1.0, float("nan")]]), {}, "not in row 1"),
-    (torch.zeros(4, 2), {"levels": 3}, "levels=3 is for integer data"),
+    (torch.zeros(4, 2), {"levels": 3}, "levels and noise are for integer data"),
     (torch.full((4, 2), 17, dtype=torch.uint8), {"levels": 17}, "integers 0 to 16, got 17 to 17: set levels"),
     (torch.zeros(4, 2), {"max_epochs": 0}, "max_epochs and batch_size of at least 1"),
     (torch.zeros(4, 2), {"lr": -1.0}, "positive lr"),

@@ -19,8 +19,8 @@ class LogisticMixtureMap(ElementwiseMap):
     .. math:: z = e^{a} \operatorname{logit} F(x) + b \text{ (data to latent)}, \qquad
         F(x) = \sum_k \pi_k \, \sigma\left(e^{-s_k} (x - \mu_k)\right)
 
-    with the ladj `a + log F'(x) - log F(x) - log(1 - F(x))` from data to latent, in nats per element. From latent
-    to data the equation is solved by bisection, and differentiated by the implicit function theorem.
+    with the ladj `a + log F'(x) - log F(x) - log(1 - F(x))` from data to latent, in nats per element. From
+    latent to data the equation is solved by bisection, and differentiated by the implicit function theorem.
 
     The conditioner gives each element `a`, `b` and the components' log-weights, means and log-scales,
     `3 * components + 2` numbers. Log-scales `r` are softly clipped, `r / (1 + |r| / 3)`, to [-3, 3]. With all
@@ -53,8 +53,8 @@ class LogisticMixtureMap(ElementwiseMap):
         log_scale, shift, mixture = self._split(parameters)
         target = (z - shift) * torch.exp(-log_scale)
         x = mixture.detach().solve(target.detach())
-        # Newton's steps from the solution, of size 0, which are there for their derivatives: those of the first
-        # are the implicit function theorem's, and with the second those of second order are true as well.
+        # Newton's steps from the solution, of size 0, which are there for their derivatives: those of the
+        # first are the implicit function theorem's, with the second those of second order are true as well.
         for _ in range(2):
             value, log_slope = mixture.logit_and_log_slope(x)
             x = x - (value - value.detach() - target + target.detach()) * torch.exp(-log_slope)
