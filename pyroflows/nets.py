@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyroflows._zuko import zuko
+from pyroflows.layers import ChannelNorm, ZeroConv, over_images, space_to_channels
 
 __all__ = ["MLP", "ConvNet", "ResNet"]
 
@@ -69,50 +70,6 @@ class MLP(nn.Module):
         return self.layers(x)
 
 
-class ZeroConv(nn.Conv2d):
-    r"""A convolution that starts at zero, with a learned gain of `exp(3 * logs)` per output channel.
-
-    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3.3 and its reference
-    implementation.
-
-    Example:
-        >>> ZeroConv(4, 2)(torch.ones(1, 4, 8, 8)).abs().max().item()
-        0.0
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
-        nn.init.zeros_(self.weight)
-        assert self.bias is not None
-        nn.init.zeros_(self.bias)
-        self.logs = nn.Parameter(torch.zeros(out_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # The gain acts on the weights, of which there are fewer than activations.
-        gain = torch.exp(3 * self.logs)
-        assert self.bias is not None
-        weight, bias = self.weight * gain[:, None, None, None], self.bias * gain
-        return _over_images(lambda images: F.conv2d(images, weight, bias, padding=1), x)
-
-
-def space_to_channels(x: Tensor, factor: int) -> Tensor:
-    """Each block of `f` x `f` pixels as channels: `(*batch, C, H, W)` to `(*batch, C f f, H/f, W/f)`."""
-    blocks = x.unflatten(-2, (-1, factor)).unflatten(-1, (-1, factor))
-    return blocks.movedim((-3, -1), (-4, -3)).flatten(-5, -3)
-
-
-def channels_to_space(z: Tensor, factor: int) -> Tensor:
-    """The inverse of `space_to_channels`."""
-    blocks = z.unflatten(-3, (-1, factor, factor))
-    return blocks.movedim((-4, -3), (-3, -1)).flatten(-4, -3).flatten(-2)
-
-
-def _over_images(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a function of a batch of images to any batch dimensions."""
-    output = function(x.reshape(-1, *x.shape[-3:]))
-    return output.reshape(x.shape[:-3] + output.shape[1:])
-
-
 class _ImageNet(nn.Module):
     """What the image networks share: any batch dimensions, and a context beside the image.
 
@@ -136,13 +93,16 @@ class _ImageNet(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        if context is not None:
-            if self.context_dim == 1:
-                context = context[..., None, None].expand(*context.shape, *x.shape[-2:])
-            elif self.factor > 1:
-                context = space_to_channels(context, self.factor)
-            x = torch.cat([x, context], -3)
-        return _over_images(self._layers, x)
+        return over_images(self._layers, self._with_context(x, context))
+
+    def _with_context(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if context is None:
+            return x
+        if self.context_dim == 1:
+            context = context[..., None, None].expand(*context.shape, *x.shape[-2:])
+        elif self.factor > 1:
+            context = space_to_channels(context, self.factor)
+        return torch.cat([x, context], -3)
 
 
 class ConvNet(_ImageNet):
@@ -155,6 +115,8 @@ class ConvNet(_ImageNet):
         out_channels: Channels of the output.
         hidden_channels: Width.
         dropout: Probability with which each hidden channel is left out of the last convolution.
+        actnorm: Whether the first two convolutions have a `ChannelNorm` in place of a bias, as in Glow's
+            reference implementation.
         context_shape: `(K,)` or `(K, H * factor, W * factor)`. `None`: no context.
         factor: How many times larger a context image is than what passes.
 
@@ -178,14 +140,21 @@ class ConvNet(_ImageNet):
         hidden_channels: int = 128,
         *,
         dropout: float = 0.0,
+        actnorm: bool = False,
         context_shape: tuple[int, ...] | None = None,
         factor: int = 1,
     ) -> None:
         super().__init__(context_shape, factor)
+
+        def norm() -> list[nn.Module]:
+            return [ChannelNorm(hidden_channels)] if actnorm else []
+
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1),
+            nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1, bias=not actnorm),
+            *norm(),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden_channels, hidden_channels, 1),
+            nn.Conv2d(hidden_channels, hidden_channels, 1, bias=not actnorm),
+            *norm(),
             nn.ReLU(inplace=True),
             nn.Dropout2d(dropout),
             ZeroConv(hidden_channels, out_channels),
@@ -194,6 +163,44 @@ class ConvNet(_ImageNet):
 
     def _layers(self, images: Tensor) -> Tensor:
         return self.layers(images)
+
+
+class TopPrior(_ImageNet):
+    """Each channel's numbers given the context alone, linear and the same at every pixel, starting at zero.
+
+    A context image gives each pixel its own. The gain is that of `ZeroConv`.
+
+    Args:
+        out_channels: Channels of the output.
+        context_shape: `(K,)` or `(K, H * factor, W * factor)`. `None`: learned constants.
+        factor: How many times larger a context image is than the output.
+
+    Shapes:
+        `x`: `(*batch, 0, H, W)`, output: `(*batch, out_channels, H, W)`.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, the reference implementation's `prior`.
+
+    Example:
+        >>> TopPrior(4, context_shape=(10,))(torch.zeros(5, 0, 8, 8), torch.zeros(5, 10)).shape
+        torch.Size([5, 4, 8, 8])
+    """
+
+    def __init__(
+        self, out_channels: int, *, context_shape: tuple[int, ...] | None = None, factor: int = 1
+    ) -> None:
+        super().__init__(context_shape, factor)
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.logs = nn.Parameter(torch.zeros(out_channels))
+        if context_shape is not None:
+            self.weight = nn.Parameter(torch.zeros(out_channels, self.context_channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        gain = torch.exp(3 * self.logs)
+        output = (self.bias * gain)[:, None, None]
+        if context is not None:
+            pixels = self._with_context(x, context).movedim(-3, -1)
+            output = output + F.linear(pixels, self.weight * gain[:, None]).movedim(-1, -3)
+        return output.expand(*x.shape[:-3], -1, *x.shape[-2:])
 
 
 class ResNet(_ImageNet):

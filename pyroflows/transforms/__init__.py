@@ -5,6 +5,7 @@ from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.coupling import Coupling, coupling
 from pyroflows.transforms.elementwise import AdditiveMap, AffineMap, ElementwiseMap, SplineMap
+from pyroflows.transforms.glow import glow, glow_step
 from pyroflows.transforms.linear import (
     InvertibleConv1x1,
     InvertibleLinear,
@@ -14,8 +15,9 @@ from pyroflows.transforms.linear import (
 from pyroflows.transforms.logistic_mixture import LogisticMixtureMap
 from pyroflows.transforms.multiscale import MultiScale
 from pyroflows.transforms.partition import Partition
+from pyroflows.transforms.permutation import Permutation
 from pyroflows.transforms.preprocess import Logit
-from pyroflows.transforms.recipes import glow, glow_step, nice, realnvp
+from pyroflows.transforms.recipes import nice, realnvp
 from pyroflows.transforms.squeeze import Reshape, Squeeze
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Logit",
     "MultiScale",
     "Partition",
+    "Permutation",
     "Reshape",
     "SplineMap",
     "Squeeze",

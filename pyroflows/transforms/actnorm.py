@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyroflows.layers import standardize
 from pyroflows.transforms.base import FlowTransform
 
 __all__ = ["ActNorm", "actnorm"]
@@ -57,13 +58,7 @@ class ActNorm(FlowTransform):
     @torch.no_grad()
     def _initialize(self, x: Tensor, context: Tensor | None) -> Tensor:
         if not self.initialized:
-            channel_dim = x.dim() - len(self.event_shape)
-            others = [dim for dim in range(x.dim()) if dim != channel_dim]
-            variance, mean = torch.var_mean(x, dim=others, correction=0)
-            scale = torch.where(variance > 1e-12, variance.rsqrt(), 1.0)
-            self.bias.copy_(-mean.view_as(self.bias))
-            self.log_scale.copy_(scale.log().view_as(self.log_scale))
-            self.initialized.fill_(True)
+            standardize(self, x, -len(self.event_shape))
         return super()._initialize(x, context)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Size, Tensor, nn
 
+from pyroflows.layers import initialize
 from pyroflows.nets import MLP, ConvNet
 from pyroflows.transforms.base import FlowTransform, as_size, sum_last
 from pyroflows.transforms.elementwise import ElementwiseMap
@@ -30,7 +31,8 @@ class Coupling(FlowTransform):
             `"logistic_mixture"`.
         partition: `"halves"` (the first half of the features or channels passes), `"alternate"` (the
             elements of a vector at odd positions pass), `"checkerboard"` (the pixels on the odd squares
-            pass), `"channels"` (halves of an image's channels), or a `Partition`.
+            pass), `"channels"` (halves of an image's channels), `"nothing"` (nothing passes), or a
+            `Partition`.
         swap: Exchange what passes and what changes.
         context_shape: Event shape of the context. `None`: unconditional.
 
@@ -76,9 +78,16 @@ class Coupling(FlowTransform):
         changed, ladj = self.elementwise.inverse_and_ladj(changes, self._parameters_of(passes, context))
         return self.partition.merge(passes, changed), self._total(ladj)
 
+    def _initialize(self, x: Tensor, context: Tensor | None) -> Tensor:
+        initialize(self.conditioner, *self._inputs(self.partition.split(x)[0], context))
+        return super()._initialize(x, context)
+
+    def _inputs(self, passes: Tensor, context: Tensor | None) -> tuple[Tensor, ...]:
+        return (passes,) if self.context_shape is None or context is None else (passes, context)
+
     def _parameters_of(self, passes: Tensor, context: Tensor | None) -> Tensor:
         """The map's parameters, `(*batch, *changes_shape, n)`."""
-        output = self.conditioner(passes) if self.context_shape is None else self.conditioner(passes, context)
+        output = self.conditioner(*self._inputs(passes, context))
         changes_shape, n = self.partition.changes_shape, self.elementwise.n_parameters
         event_dim = len(changes_shape)
         expected = (*passes.shape[:-event_dim], n * changes_shape[0], *changes_shape[1:])
@@ -104,6 +113,7 @@ def coupling(
     hidden_features: tuple[int, ...] = (64, 64),
     hidden_channels: int = 128,
     dropout: float = 0.0,
+    actnorm: bool = False,
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
 ) -> Coupling:
@@ -117,11 +127,12 @@ def coupling(
         hidden_features: Sizes of the hidden layers of an `MLP` (vectors).
         hidden_channels: Width of a `ConvNet` (images).
         dropout: Probability of leaving out a hidden feature or channel while training.
+        actnorm: Whether the `ConvNet` has actnorm inside (images).
         context_dim: Size of a context vector.
         context_shape: Event shape of the context, `(K,)` or, for images, `(K, H, W)`.
 
     Raises:
-        ValueError: As `Coupling`, or the context does not suit the event.
+        ValueError: As `Coupling`; the context does not suit the event; or actnorm is asked for with a vector.
 
     Example:
         >>> conditional = coupling((6,), partition="alternate", context_dim=2)
@@ -135,6 +146,8 @@ def coupling(
     inputs, outputs = split.passes_shape[0], elementwise.n_parameters * split.changes_shape[0]
     conditioner: nn.Module
     if len(shape) == 1:
+        if actnorm:
+            raise ValueError(f"actnorm inside the conditioner is for images, got shape {tuple(shape)}")
         conditioner = MLP(inputs, outputs, hidden_features, dropout=dropout, context_shape=context_shape)
     else:
         conditioner = ConvNet(
@@ -142,6 +155,7 @@ def coupling(
             outputs,
             hidden_channels,
             dropout=dropout,
+            actnorm=actnorm,
             context_shape=context_shape,
             factor=context_factor(shape, context_shape),
         )

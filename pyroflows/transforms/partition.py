@@ -103,6 +103,21 @@ class Checkerboard(Partition):
         return ladj.masked_fill(self.mask, 0)
 
 
+class Nothing(Partition):
+    """Nothing passes, all channels change: what the conditioner gives is learned, or the context's."""
+
+    def __init__(self, event_shape: Size, swap: bool) -> None:
+        super().__init__()
+        self.event_dim = len(event_shape)
+        self.passes_shape, self.changes_shape = Size((0, *event_shape[1:])), event_shape
+
+    def split(self, event: Tensor) -> tuple[Tensor, Tensor]:
+        return event.narrow(-self.event_dim, 0, 0), event
+
+    def merge(self, passes: Tensor, changed: Tensor) -> Tensor:
+        return changed
+
+
 def _ordered(pair: list[int], swap: bool) -> list[int]:
     return pair[::-1] if swap else pair
 
@@ -113,6 +128,7 @@ PARTITIONS: dict[str, tuple[type[Partition], tuple[int, ...]]] = {
     "channels": (Halves, (3,)),
     "alternate": (Alternate, (1,)),
     "checkerboard": (Checkerboard, (3,)),
+    "nothing": (Nothing, (1, 3)),
 }
 
 

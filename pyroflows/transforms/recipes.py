@@ -1,4 +1,4 @@
-"""The systems NICE, RealNVP and Glow, put together from the transforms."""
+"""The systems NICE and RealNVP, put together from the transforms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 from torch import Size
 
-from pyroflows.nets import ResNet, ZeroConv
+from pyroflows.nets import ResNet
 from pyroflows.transforms.actnorm import ActNorm
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.chain import Chain
@@ -18,13 +18,12 @@ from pyroflows.transforms.coupling import (
 )
 from pyroflows.transforms.coupling import coupling as default_coupling
 from pyroflows.transforms.elementwise import AffineMap, ElementwiseMap
-from pyroflows.transforms.linear import InvertibleConv1x1, InvertibleLinear
 from pyroflows.transforms.maps import get_map
 from pyroflows.transforms.multiscale import MultiScale
 from pyroflows.transforms.partition import Partition, get_partition
 from pyroflows.transforms.squeeze import Reshape, Squeeze
 
-__all__ = ["glow", "glow_step", "nice", "realnvp"]
+__all__ = ["nice", "realnvp"]
 
 
 def nice(
@@ -60,14 +59,14 @@ def nice(
         torch.Size([5, 1, 8, 8])
     """
     shape = event_size(event_shape)
-    _check_positive(steps=steps)
+    check_positive(steps=steps)
     size = shape.numel()
     parts: list[FlowTransform] = [ActNorm((size,))]
     for step in reversed(range(steps)):
         parts.append(
             default_coupling(
                 size,
-                _map(coupling),
+                own_map(coupling),
                 "alternate",
                 swap=step % 2 == 1,
                 hidden_features=hidden_features,
@@ -123,12 +122,12 @@ def realnvp(
     context_shape = context_size(context_dim, context_shape)
     if len(shape) == 1:
         steps = 6 if steps is None else steps
-        _check_vector(levels, steps)
+        check_vector(levels, steps)
         return Chain(
             [
                 default_coupling(
                     shape,
-                    _map(coupling, affine="softclip"),
+                    own_map(coupling, affine="softclip"),
                     swap=step % 2 == 1,
                     hidden_features=hidden_features,
                     context_shape=context_shape,
@@ -137,14 +136,14 @@ def realnvp(
             ]
         )
     steps = 3 if steps is None else steps
-    levels = _image_levels(shape, levels, unsqueezed=1)
-    _check_positive(levels=levels, steps=steps, hidden_channels=hidden_channels)
+    levels = image_levels(shape, levels, unsqueezed=1)
+    check_positive(levels=levels, steps=steps, hidden_channels=hidden_channels)
 
     def group(shape: Size, partition: str, count: int) -> list[FlowTransform]:
         return [
             _resnet_coupling(
                 shape,
-                _map(coupling, affine="softclip"),
+                own_map(coupling, affine="softclip"),
                 get_partition(partition, shape, swap=step % 2 == 1),
                 hidden_channels,
                 context_shape,
@@ -157,132 +156,9 @@ def realnvp(
         squeeze = Squeeze(shape)
         channels = group(squeeze.latent_shape, "channels", steps)
         parts.append(Chain([*channels, squeeze, *group(shape, "checkerboard", steps)]))
-        shape = _kept(squeeze.latent_shape)
+        shape = kept(squeeze.latent_shape)
     parts.append(Chain(group(shape, "checkerboard", steps + 1)))
     return MultiScale(parts)
-
-
-def glow_step(
-    event_shape: int | tuple[int, ...],
-    *,
-    hidden_features: tuple[int, ...] = (64, 64),
-    hidden_channels: int = 128,
-    dropout: float = 0.0,
-    coupling: str | ElementwiseMap = "affine",
-    context_dim: int | None = None,
-    context_shape: tuple[int, ...] | None = None,
-) -> Chain:
-    """A step of Glow: from data to latent ActNorm, an invertible linear map or 1x1 convolution, a coupling.
-
-    Args:
-        event_shape: `D`, `(D,)` or `(C, H, W)`.
-        hidden_features: Sizes of the hidden layers of the `MLP` conditioner (vectors).
-        hidden_channels: Width of the `ConvNet` conditioner (images).
-        dropout: Probability of leaving out a hidden feature or channel while training.
-        coupling: The element-wise map, or its name.
-        context_dim: Size of a context vector.
-        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
-
-    Raises:
-        ValueError: An image has one channel, or the context does not suit the event.
-
-    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3 and table 1.
-
-    Example:
-        >>> glow_step((4, 8, 8), hidden_channels=16)(torch.zeros(5, 4, 8, 8)).shape
-        torch.Size([5, 4, 8, 8])
-    """
-    shape = event_size(event_shape)
-    change = default_coupling(
-        shape,
-        _map(coupling),
-        hidden_features=hidden_features,
-        hidden_channels=hidden_channels,
-        dropout=dropout,
-        context_dim=context_dim,
-        context_shape=context_shape,
-    )
-    linear = InvertibleLinear(shape) if len(shape) == 1 else InvertibleConv1x1(shape)
-    return Chain([change, linear, ActNorm(shape)])
-
-
-def glow(
-    event_shape: int | tuple[int, ...],
-    *,
-    levels: int | None = None,
-    steps: int = 8,
-    hidden_features: tuple[int, ...] = (64, 64),
-    hidden_channels: int = 128,
-    dropout: float = 0.0,
-    coupling: str | ElementwiseMap = "affine",
-    context_dim: int | None = None,
-    context_shape: tuple[int, ...] | None = None,
-) -> Chain | MultiScale:
-    """Glow: `steps` steps of flow in each of `levels` levels; for vectors, `steps` steps.
-
-    Each level of an image is a squeeze and the steps; then half of the channels leave, with a learned prior
-    given the other half: mean and log-scale by a convolution that starts at zero.
-
-    Args:
-        event_shape: `D`, `(D,)` or `(C, H, W)`.
-        levels: Glow's L (images); by default as many as the size allows, up to 3.
-        steps: Glow's K.
-        hidden_features: Sizes of the hidden layers of the `MLP` conditioners (vectors).
-        hidden_channels: Width of the `ConvNet` conditioners (images).
-        dropout: Probability of leaving out a hidden feature or channel while training.
-        coupling: The element-wise map, or its name.
-        context_dim: Size of a context vector.
-        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
-
-    Shapes:
-        Images: a latent vector `(*batch, C * H * W)` and data `(*batch, C, H, W)`, by `MultiScale`.
-
-    Raises:
-        ValueError: A size is not positive, the image can't be squeezed that often, or the context does not
-            suit the event.
-
-    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, and its reference implementation.
-
-    Example:
-        >>> transform = glow((3, 16, 16), levels=2, steps=2, hidden_channels=16)
-        >>> transform(torch.zeros(5, 768)).shape
-        torch.Size([5, 3, 16, 16])
-    """
-    shape = event_size(event_shape)
-    context_shape = context_size(context_dim, context_shape)
-
-    def flow_steps(shape: tuple[int, ...]) -> list[FlowTransform]:
-        return [
-            glow_step(
-                shape,
-                hidden_features=hidden_features,
-                hidden_channels=hidden_channels,
-                dropout=dropout,
-                coupling=coupling,
-                context_shape=context_shape,
-            )
-            for _ in range(steps)
-        ]
-
-    if len(shape) == 1:
-        _check_vector(levels, steps)
-        return Chain(flow_steps(shape))
-    levels = _image_levels(shape, levels, unsqueezed=0)
-    _check_positive(levels=levels, steps=steps, hidden_channels=hidden_channels)
-    parts: list[FlowTransform] = []
-    for level in range(levels):
-        squeeze = Squeeze(shape)
-        leaves = [_split_prior(squeeze.latent_shape)] if level < levels - 1 else []
-        parts.append(Chain([*leaves, *flow_steps(squeeze.latent_shape), squeeze]))
-        shape = _kept(squeeze.latent_shape)
-    return MultiScale(parts)
-
-
-def _split_prior(shape: Size) -> Coupling:
-    """The learned Gaussian of the channels that leave given those that stay, as an affine coupling."""
-    split = get_partition("channels", shape)
-    conditioner = ZeroConv(split.passes_shape[0], 2 * split.changes_shape[0])
-    return Coupling(shape, conditioner, AffineMap("exp"), split)
 
 
 def _resnet_coupling(
@@ -302,30 +178,30 @@ def _resnet_coupling(
     return Coupling(shape, conditioner, elementwise, split, context_shape=context_shape)
 
 
-def _map(coupling: str | ElementwiseMap, affine: str = "sigmoid") -> ElementwiseMap:
+def own_map(coupling: str | ElementwiseMap, affine: str = "sigmoid") -> ElementwiseMap:
     """A map for one coupling; a map object is copied, so that no two couplings share parameters."""
     if coupling == "affine":
         return AffineMap(affine)
     return copy.deepcopy(get_map(coupling))
 
 
-def _kept(shape: Size) -> Size:
+def kept(shape: Size) -> Size:
     return Size((shape[0] // 2, *shape[1:]))
 
 
-def _check_positive(**sizes: int) -> None:
+def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"expected {name} of at least 1, got {size}")
 
 
-def _check_vector(levels: int | None, steps: int) -> None:
+def check_vector(levels: int | None, steps: int) -> None:
     if levels not in (None, 1):
         raise ValueError(f"levels are for images (C, H, W), got levels={levels} for a vector")
-    _check_positive(steps=steps)
+    check_positive(steps=steps)
 
 
-def _image_levels(shape: tuple[int, ...], levels: int | None, unsqueezed: int) -> int:
+def image_levels(shape: tuple[int, ...], levels: int | None, unsqueezed: int) -> int:
     """The number of levels, all but `unsqueezed` of which halve the image: as given, or by its size."""
     height, width = shape[1:]
     if levels is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyroflows.nets import channels_to_space, space_to_channels
+from pyroflows.layers import channels_to_space, space_to_channels
 from pyroflows.transforms.base import FlowTransform
 
 __all__ = ["Reshape", "Squeeze"]

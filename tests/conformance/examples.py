@@ -20,6 +20,7 @@ from pyroflows.transforms import (
     LogisticMixtureMap,
     Logit,
     MultiScale,
+    Permutation,
     Reshape,
     SplineMap,
     Squeeze,
@@ -108,6 +109,10 @@ EXAMPLES = [
         "coupling_image_image_context",
         lambda: coupling((2, 2, 2), hidden_channels=8, context_shape=(1, 4, 4)),
     ),
+    Example("coupling_nothing_passes", lambda: coupling(3, partition="nothing", context_dim=2)),
+    Example("coupling_actnorm", lambda: coupling((2, 2, 2), hidden_channels=8, actnorm=True)),
+    Example("permutation", lambda: Permutation(5, [3, 0, 4, 1, 2])),
+    Example("permutation_image", lambda: Permutation((3, 2, 2), [2, 0, 1])),
     Example("squeeze", lambda: Squeeze((3, 4, 2))),
     Example("reshape", lambda: Reshape((12,), (3, 2, 2))),
     Example("logit", lambda: Logit((3,), alpha=0.05)),
@@ -131,6 +136,15 @@ EXAMPLES = [
     Example("glow_image", lambda: glow((3, 4, 4), levels=2, steps=2, hidden_channels=4)),
     Example(
         "glow_additive", lambda: glow((1, 4, 4), levels=1, steps=1, hidden_channels=4, coupling="additive")
+    ),
+    Example(
+        "glow_shuffle",
+        lambda: glow((1, 4, 4), steps=2, hidden_channels=4, actnorm=True, permutation="shuffle"),
+    ),
+    Example("glow_reverse", lambda: glow(4, steps=2, hidden_features=(8,), permutation="reverse")),
+    Example(
+        "glow_conditional_prior",
+        lambda: glow((1, 4, 4), steps=1, hidden_channels=4, conditioned="prior", context_dim=3),
     ),
     Example(
         "glow_image_context",

@@ -1,0 +1,194 @@
+"""Glow, put together from the transforms."""
+
+from __future__ import annotations
+
+import torch
+from torch import Size
+
+from pyroflows.layers import ZeroConv
+from pyroflows.nets import TopPrior
+from pyroflows.transforms.actnorm import ActNorm
+from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.chain import Chain
+from pyroflows.transforms.coupling import (
+    Coupling,
+    context_factor,
+    context_size,
+    event_size,
+)
+from pyroflows.transforms.coupling import coupling as default_coupling
+from pyroflows.transforms.elementwise import AffineMap, ElementwiseMap
+from pyroflows.transforms.linear import InvertibleConv1x1, InvertibleLinear
+from pyroflows.transforms.multiscale import MultiScale
+from pyroflows.transforms.partition import get_partition
+from pyroflows.transforms.permutation import Permutation
+from pyroflows.transforms.recipes import check_positive, check_vector, image_levels, kept, own_map
+from pyroflows.transforms.squeeze import Squeeze
+
+__all__ = ["glow", "glow_step"]
+
+
+def glow_step(
+    event_shape: int | tuple[int, ...],
+    *,
+    hidden_features: tuple[int, ...] = (64, 64),
+    hidden_channels: int = 128,
+    dropout: float = 0.0,
+    actnorm: bool = False,
+    permutation: str = "linear",
+    coupling: str | ElementwiseMap = "affine",
+    context_dim: int | None = None,
+    context_shape: tuple[int, ...] | None = None,
+) -> Chain:
+    """A step of Glow: from data to latent ActNorm, an invertible linear map or 1x1 convolution, a coupling.
+
+    Args:
+        event_shape: `D`, `(D,)` or `(C, H, W)`.
+        hidden_features: Sizes of the hidden layers of the `MLP` conditioner (vectors).
+        hidden_channels: Width of the `ConvNet` conditioner (images).
+        dropout: Probability of leaving out a hidden feature or channel while training.
+        actnorm: Whether the `ConvNet` has actnorm inside (images), as the reference implementation.
+        permutation: `"linear"`, the invertible linear map; or what the paper holds it against: `"shuffle"`, a
+            fixed random order of the features or channels, or `"reverse"`.
+        coupling: The element-wise map, or its name.
+        context_dim: Size of a context vector.
+        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
+
+    Raises:
+        ValueError: An image has one channel, the context does not suit the event, or there is no such
+            permutation.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3 and table 1.
+
+    Example:
+        >>> glow_step((4, 8, 8), hidden_channels=16)(torch.zeros(5, 4, 8, 8)).shape
+        torch.Size([5, 4, 8, 8])
+    """
+    shape = event_size(event_shape)
+    change = default_coupling(
+        shape,
+        own_map(coupling),
+        hidden_features=hidden_features,
+        hidden_channels=hidden_channels,
+        dropout=dropout,
+        actnorm=actnorm,
+        context_dim=context_dim,
+        context_shape=context_shape,
+    )
+    return Chain([change, _mixing(shape, permutation), ActNorm(shape)])
+
+
+def glow(
+    event_shape: int | tuple[int, ...],
+    *,
+    levels: int | None = None,
+    steps: int = 8,
+    hidden_features: tuple[int, ...] = (64, 64),
+    hidden_channels: int = 128,
+    dropout: float = 0.0,
+    actnorm: bool = False,
+    permutation: str = "linear",
+    coupling: str | ElementwiseMap = "affine",
+    conditioned: str = "all",
+    context_dim: int | None = None,
+    context_shape: tuple[int, ...] | None = None,
+) -> Chain | MultiScale:
+    """Glow: `steps` steps of flow in each of `levels` levels; for vectors, `steps` steps.
+
+    Each level of an image is a squeeze and the steps; then half of the channels leave, with a learned prior
+    given the other half: mean and log-scale by a convolution that starts at zero. The top's prior has a mean
+    and log-scale for each channel, linear in the context.
+
+    Args:
+        event_shape: `D`, `(D,)` or `(C, H, W)`.
+        levels: Glow's L (images); by default as many as the size allows, up to 3.
+        steps: Glow's K.
+        hidden_features: Sizes of the hidden layers of the `MLP` conditioners (vectors).
+        hidden_channels: Width of the `ConvNet` conditioners (images).
+        dropout: Probability of leaving out a hidden feature or channel while training.
+        actnorm: Whether the `ConvNet` has actnorm inside (images), as the reference implementation.
+        permutation: `"linear"`, the invertible linear map; or what the paper holds it against: `"shuffle"`, a
+            fixed random order of the features or channels, or `"reverse"`.
+        coupling: The element-wise map, or its name.
+        conditioned: What sees the context: `"all"` (every coupling and the top's prior) or `"prior"` (the
+            top's prior alone, as in the paper's class-conditional models of images).
+        context_dim: Size of a context vector.
+        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
+
+    Shapes:
+        Images: a latent vector `(*batch, C * H * W)` and data `(*batch, C, H, W)`, by `MultiScale`.
+
+    Raises:
+        ValueError: A size is not positive, the image can't be squeezed that often, the context does not
+            suit the event, or there is no such permutation or way of conditioning.
+
+    Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, and its reference implementation.
+
+    Example:
+        >>> transform = glow((3, 16, 16), levels=2, steps=2, hidden_channels=16)
+        >>> transform(torch.zeros(5, 768)).shape
+        torch.Size([5, 3, 16, 16])
+    """
+    shape = event_size(event_shape)
+    context_shape = context_size(context_dim, context_shape)
+    if conditioned not in ("all", "prior") or (conditioned == "prior" and len(shape) == 1):
+        raise ValueError(
+            f"glow expected conditioned to be 'all' or, for images, 'prior', "
+            f"got {conditioned!r} for an event of shape {tuple(shape)}"
+        )
+
+    def flow_steps(shape: tuple[int, ...]) -> list[FlowTransform]:
+        return [
+            glow_step(
+                shape,
+                hidden_features=hidden_features,
+                hidden_channels=hidden_channels,
+                dropout=dropout,
+                actnorm=actnorm,
+                permutation=permutation,
+                coupling=coupling,
+                context_shape=context_shape if conditioned == "all" else None,
+            )
+            for _ in range(steps)
+        ]
+
+    if len(shape) == 1:
+        check_vector(levels, steps)
+        return Chain(flow_steps(shape))
+    levels = image_levels(shape, levels, unsqueezed=0)
+    check_positive(levels=levels, steps=steps, hidden_channels=hidden_channels)
+    parts: list[FlowTransform] = []
+    for level in range(levels):
+        squeeze = Squeeze(shape)
+        latent_shape = squeeze.latent_shape
+        is_top = level == levels - 1
+        prior = _top_prior(latent_shape, context_shape) if is_top else _split_prior(latent_shape)
+        parts.append(Chain([prior, *flow_steps(latent_shape), squeeze]))
+        shape = kept(latent_shape)
+    return MultiScale(parts)
+
+
+def _mixing(shape: Size, permutation: str) -> FlowTransform:
+    """What brings every feature or channel into the changing half in its turn."""
+    if permutation == "linear":
+        return InvertibleLinear(shape) if len(shape) == 1 else InvertibleConv1x1(shape)
+    if permutation == "shuffle":
+        return Permutation(shape, torch.randperm(shape[0]))
+    if permutation == "reverse":
+        return Permutation(shape, torch.arange(shape[0]).flip(0))
+    raise ValueError(f"expected a permutation 'linear', 'shuffle' or 'reverse', got {permutation!r}")
+
+
+def _split_prior(shape: Size) -> Coupling:
+    """The learned Gaussian of the channels that leave given those that stay, as an affine coupling."""
+    split = get_partition("channels", shape)
+    conditioner = ZeroConv(split.passes_shape[0], 2 * split.changes_shape[0])
+    return Coupling(shape, conditioner, AffineMap("exp"), split)
+
+
+def _top_prior(shape: Size, context_shape: tuple[int, ...] | None) -> Coupling:
+    """The learned Gaussian of the last level, given the context, as an affine coupling."""
+    conditioner = TopPrior(
+        2 * shape[0], context_shape=context_shape, factor=context_factor(shape, context_shape)
+    )
+    return Coupling(shape, conditioner, AffineMap("exp"), "nothing", context_shape=context_shape)
