@@ -16,7 +16,7 @@ from pyroflows.transforms import (
     Squeeze,
     glow_step,
 )
-from pyroflows.transforms.partition import Alternate, Checkerboard, Halves
+from pyroflows.transforms.partition import Alternate, Checkerboard, Halves, Nothing
 
 
 def _parts(transform: torch.nn.Module, kind: type) -> list:
@@ -56,7 +56,9 @@ def test_glow_of_images_is_the_papers() -> None:
     transform = glow((3, 16, 16), levels=2, steps=3, hidden_channels=4)
     first, last = transform.levels
     step = [Coupling, InvertibleConv1x1, ActNorm]
-    assert [type(p) for s in list(last.transforms)[:-1] for p in s.transforms] == 3 * step
+    top, *steps, _squeeze = last.transforms
+    assert isinstance(top.partition, Nothing)
+    assert [type(p) for s in steps for p in s.transforms] == 3 * step
     # Before the steps, on the side of the latent: the learned prior of the half that leaves.
     prior, *steps, squeeze = first.transforms
     assert isinstance(squeeze, Squeeze)
