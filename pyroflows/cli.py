@@ -30,7 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_DATA_HELP = "'digits', 'moons', or a .npz (x, or x_train and x_test) or .npy file"
+_DATA_HELP = (
+    "'digits', 'moons', 'checkerboard', 'eight_gaussians', or a .npz (x, or x_train and x_test) or .npy file"
+)
 
 
 @app.command("fit")
@@ -124,7 +126,8 @@ def _hold_out(data: Data) -> Data:
         return data
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     held_out = max(1, len(data.train) // 10)
-    return Data(data.train[order[held_out:]], data.train[order[:held_out]], data.levels)
+    kept, out = order[held_out:], order[:held_out]
+    return Data(data.train[kept], data.train[out], data.levels)
 
 
 def _recipe(data: Data) -> Recipe:

@@ -1,8 +1,9 @@
-"""Data to fit: two that scikit-learn brings, and arrays in files."""
+"""Data to fit: digits, three densities in the plane, and arrays in files."""
 
 from __future__ import annotations
 
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +24,24 @@ class Data:
         train: `(N, *event_shape)`: `uint8` images `(N, C, H, W)`, or reals.
         test: Held-out data of the same kind, or `None`.
         levels: Number of grey levels of integer data, or `None` for reals.
+        train_labels: `(N,)` integers, the classes of the training data, or `None`.
+        test_labels: Those of the held-out data.
     """
 
     train: Tensor
     test: Tensor | None
     levels: int | None
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
 
 
 def load(name: str | Path) -> Data:
     """Load data by name or from a file.
 
-    * `"digits"`: scikit-learn's 1,797 images of digits, 8x8, 17 grey levels; 297 are held out.
-    * `"moons"`: 2,000 points of scikit-learn's two moons; 1,000 more are held out.
-    * `.npz` with `x`, or `x_train` and `x_test`; `.npy`.
+    * `"digits"`: scikit-learn's 1,797 images of digits, 8x8, 17 grey levels, with labels; 297 are held out.
+    * `"moons"`, `"checkerboard"`, `"eight_gaussians"`: 2,000 points in the plane; 1,000 more are held out.
+    * `.npz` with `x`, or `x_train` and `x_test`, and integer labels `y`, or `y_train` and `y_test`, if
+      there are any; `.npy`.
 
     Images are `uint8` of shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`; tables are of shape `(N, D)`.
 
@@ -49,15 +55,15 @@ def load(name: str | Path) -> Data:
     """
     if name == "digits":
         return _digits()
-    if name == "moons":
-        return _moons()
+    if name in _PLANE:
+        points = torch.tensor(_PLANE[str(name)](3000), dtype=torch.get_default_dtype())
+        return Data(points[:2000], points[2000:], levels=None)
     path = Path(name)
     if not path.exists():
-        raise ValueError(
-            f"expected 'digits', 'moons' or a .npz or .npy file, got {str(path)!r}: no such file"
-        )
+        names = ", ".join(map(repr, ["digits", *_PLANE]))
+        raise ValueError(f"expected {names} or a .npz or .npy file, got {str(path)!r}: no such file")
     arrays = _read(path)
-    tensors = {key: _as_data(array, path, key) for key, array in arrays.items()}
+    tensors = {key: _as_data(array, path, key) for key, array in arrays.items() if key.startswith("x")}
     train, test = tensors.get("x_train", tensors.get("x")), tensors.get("x_test")
     if train is None:
         raise ValueError(
@@ -68,35 +74,62 @@ def load(name: str | Path) -> Data:
             f"expected x_train and x_test in {path} to be of one shape, "
             f"got {tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
         )
-    return Data(train, test, levels=None if train.is_floating_point() else 256)
+    levels = None if train.is_floating_point() else 256
+    train_labels = _as_labels(arrays.get("y_train", arrays.get("y")), len(train))
+    test_labels = None if test is None else _as_labels(arrays.get("y_test"), len(test))
+    return Data(train, test, levels, train_labels, test_labels)
 
 
 def _digits() -> Data:
     with needs_fit_extra("the digits"):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
+    digits = load_digits()
     # Not the last rows: those are other writers'.
-    train, test = train_test_split(load_digits().images, test_size=297, random_state=0)
-    train, test = (torch.tensor(images.astype(np.uint8))[:, None] for images in (train, test))
-    return Data(train, test, levels=17)
+    *images, train_labels, test_labels = train_test_split(
+        digits.images, digits.target, test_size=297, random_state=0
+    )
+    train, test = (torch.tensor(part.astype(np.uint8))[:, None] for part in images)
+    return Data(train, test, 17, torch.tensor(train_labels), torch.tensor(test_labels))
 
 
-def _moons() -> Data:
+def _moons(n: int) -> np.ndarray:
     with needs_fit_extra("the moons"):
         from sklearn.datasets import make_moons
-    points, _ = make_moons(3000, noise=0.1, random_state=0)
-    points = torch.tensor(points, dtype=torch.get_default_dtype())
-    return Data(points[:2000], points[2000:], levels=None)
+    return make_moons(n, noise=0.1, random_state=0)[0]
+
+
+def _checkerboard(n: int) -> np.ndarray:
+    """Uniform on the eight dark squares of a 4x4 board on [-4, 4] x [-4, 4]."""
+    generator = np.random.default_rng(0)
+    column, pair = generator.integers(0, 4, n), generator.integers(0, 2, n)
+    squares = np.stack([column, 2 * pair + column % 2], -1)
+    return 2 * (squares + generator.random((n, 2))) - 4
+
+
+def _eight_gaussians(n: int) -> np.ndarray:
+    """Normals of standard deviation 0.2, their means on a circle of radius 2."""
+    generator = np.random.default_rng(0)
+    angle = generator.integers(0, 8, n) * np.pi / 4
+    return 2 * np.stack([np.cos(angle), np.sin(angle)], -1) + 0.2 * generator.normal(size=(n, 2))
+
+
+_PLANE = {"moons": _moons, "checkerboard": _checkerboard, "eight_gaussians": _eight_gaussians}
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, those of labels left out; no code in it is run."""
+    """The arrays of a file by name; no code in it is run."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return {"x": loaded}
         with loaded:
-            return {key: loaded[key] for key in loaded.files if key in ("x", "x_train", "x_test")}
+            arrays = {key: loaded[key] for key in loaded.files if key in ("x", "x_train", "x_test")}
+            for key in {"y", "y_train", "y_test"} & set(loaded.files):
+                # Python objects, which are not read, are no labels.
+                with suppress(ValueError):
+                    arrays[key] = loaded[key]
+            return arrays
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"expected a .npz or .npy file of arrays, got {path}, which can't be read: {error}"
@@ -126,3 +159,10 @@ def _as_data(array: np.ndarray, path: Path, key: str) -> Tensor:
         return images[:, None]
     # The channels are the smaller of the two dimensions in which they can be.
     return images.movedim(-1, 1).contiguous() if images.shape[-1] < images.shape[1] else images
+
+
+def _as_labels(array: np.ndarray | None, expected: int) -> Tensor | None:
+    """Classes as `(N,)` integers; `None` for what a `y` may be besides."""
+    if array is None or array.dtype.kind not in "iu" or array.size != expected:
+        return None
+    return torch.tensor(array.reshape(-1).astype(np.int64))

@@ -19,10 +19,24 @@ def test_digits_are_the_agreed_split() -> None:
     assert np.array_equal(data.train[:, 0].numpy(), train)
     assert np.array_equal(data.test[:, 0].numpy(), test)
 
+    _, test_labels = train_test_split(load_digits().target, test_size=297, random_state=0)
+    assert np.array_equal(data.test_labels.numpy(), test_labels)
+    assert data.train_labels.shape == (1500,)
 
-def test_moons() -> None:
-    data = load("moons")
+
+@pytest.mark.parametrize("name", ["moons", "checkerboard", "eight_gaussians"])
+def test_densities_in_the_plane(name: str) -> None:
+    data = load(name)
     assert (data.train.shape, data.test.shape, data.levels) == ((2000, 2), (1000, 2), None)
+    # Both parts are of one density, so their means differ by five standard errors at most.
+    assert (data.train.mean(0) - data.test.mean(0)).abs().max() < 5 * data.train.std(0).max() / 1000**0.5
+
+
+def test_checkerboard_is_dark_on_one_colour() -> None:
+    squares = ((load("checkerboard").train + 4) / 2).floor()
+    assert ((squares >= 0) & (squares <= 3)).all()
+    assert (squares.sum(-1) % 2 == 0).all()
+    assert len(squares.unique(dim=0)) == 8
 
 
 @pytest.mark.parametrize(
@@ -51,6 +65,14 @@ def test_keras_names_and_labels(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x_train=x, x_test=x[:1], y_train=np.zeros(4), y_test=np.array(["a"], object))
     data = load(tmp_path / "x.npz")
     assert (len(data.train), len(data.test)) == (4, 1)
+    assert (data.train_labels, data.test_labels) == (None, None)  # neither integers nor readable
+    y = np.arange(4, dtype=np.uint8)[:, None]
+    np.savez(tmp_path / "x.npz", x_train=x, x_test=x[:1], y_train=y, y_test=y[:1])
+    data = load(tmp_path / "x.npz")
+    assert data.train_labels.tolist() == [0, 1, 2, 3]
+    assert data.test_labels.tolist() == [0]
+    np.savez(tmp_path / "x.npz", x=x, y=y[:3])
+    assert load(tmp_path / "x.npz").train_labels is None
 
 
 def test_tables(tmp_path: Path) -> None:
