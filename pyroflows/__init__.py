@@ -4,9 +4,10 @@ from typing import Any
 
 from pyroflows._register import register
 from pyroflows.distributions import Dequantized, Flow
+from pyroflows.latent import attribute_direction, interpolate
 from pyroflows.transforms import glow, nice, realnvp
 
-__all__ = ["Dequantized", "Flow", "glow", "nice", "realnvp"]
+__all__ = ["Dequantized", "Flow", "attribute_direction", "glow", "interpolate", "nice", "realnvp"]
 __version__ = "0.1.0"
 
 register()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -95,15 +95,19 @@ class Flow(PyroModule):
             return _normal(self._zero, self.transform.latent_shape, 1.0)
         return self._base if isinstance(self._base, Distribution) else self._base()
 
-    def forward(self, context: Tensor | None = None, *, temperature: float = 1.0) -> FlowDistribution:
+    def forward(
+        self, context: Tensor | None = None, *, temperature: float | Sequence[float] = 1.0
+    ) -> FlowDistribution:
         """The flow's distribution.
 
         Args:
             context: Given if and only if the transform is conditional.
-            temperature: The base's scale is multiplied by this.
+            temperature: The base's scale is multiplied by this; by one number for each level of a multi-scale
+                transform, finest first, where a sequence is given.
         """
-        if not temperature > 0:
-            raise ValueError(f"Flow expected a positive temperature, got {temperature}")
+        for each in temperature if isinstance(temperature, Sequence) else [temperature]:
+            if not each > 0:
+                raise ValueError(f"Flow expected a positive temperature, got {temperature}")
         if am_i_wrapped():
             self._register()
         # Not by attribute, which in a call registers the parameters wherever it is, if only to sample.
@@ -136,17 +140,29 @@ class Flow(PyroModule):
         for name, parameter in named:
             pyro.param(store.param_name(parameter) or f"{free}$$${name}", parameter)
 
-    def _tempered(self, transform: FlowTransform, temperature: float) -> Distribution:
+    def _tempered(self, transform: FlowTransform, temperature: float | Sequence[float]) -> Distribution:
+        scale = self._scale(transform, temperature) if isinstance(temperature, Sequence) else temperature
         if self._base is None:
-            return _normal(self._zero, transform.latent_shape, temperature)
+            return _normal(self._zero, transform.latent_shape, scale)
         base = self.base
-        if temperature == 1.0:
+        if isinstance(scale, float | int) and scale == 1:
             return base
         mean = base.mean
         if not mean.isfinite().all():
             raise ValueError(f"a temperature needs a base with a mean, which {base} does not have")
-        shrink = dist.transforms.AffineTransform(mean * (1 - temperature), temperature, len(base.event_shape))
+        shrink = dist.transforms.AffineTransform(mean * (1 - scale), scale, len(base.event_shape))
         return dist.TransformedDistribution(base, [shrink])
+
+    def _scale(self, transform: FlowTransform, temperatures: Sequence[float]) -> Tensor:
+        """Each level's temperature, at each of its elements of the latent."""
+        if len(temperatures) != len(transform.level_shapes):
+            raise ValueError(
+                f"Flow expected one temperature, or one of each of the {len(transform.level_shapes)} levels, "
+                f"got {len(temperatures)}"
+            )
+        zero = self._zero
+        levels = zip(temperatures, transform.level_shapes, strict=True)
+        return transform.join_latent([(zero + each).expand(shape) for each, shape in levels])
 
     @torch.no_grad()
     def initialize(self, batch: Tensor, context: Tensor | None = None) -> None:
@@ -169,7 +185,7 @@ class Flow(PyroModule):
         return super()._apply(fn, *args, **kwargs)
 
 
-def _normal(like: Tensor, shape: Size, scale: float) -> Distribution:
+def _normal(like: Tensor, shape: Size, scale: float | Tensor) -> Distribution:
     loc = like.expand(shape)
     return dist.Normal(loc, loc + scale, validate_args=False).to_event(len(shape))
 

@@ -72,6 +72,29 @@ def test_temperature_multiplies_the_bases_scale() -> None:
             flow(temperature=bad)
 
 
+@pytest.mark.parametrize(
+    "base", [None, dist.Normal(torch.ones(64), 2.0).to_event(1)], ids=["default", "given"]
+)
+def test_a_temperature_for_each_level(base) -> None:
+    """Each level of the latent has its own, also behind the Logit in a Chain."""
+    image = Chain([glow((1, 8, 8), levels=2, steps=1, hidden_channels=4), Logit((1, 8, 8))])
+    flow = _perturbed(Flow(image, base), 0.05)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        x = flow(temperature=(0.5, 0.1)).sample((4000,))
+        fine, coarse = image.split_latent(flow.transform.inv(x))
+    loc, scale = (0.0, 1.0) if base is None else (1.0, 2.0)
+    for level, temperature in ((fine, 0.5), (coarse, 0.1)):
+        assert level.mean().item() == pytest.approx(loc, abs=0.02)
+        assert level.std().item() == pytest.approx(temperature * scale, rel=0.02)
+    same = flow(temperature=0.5).log_prob(x)
+    torch.testing.assert_close(flow(temperature=[0.5, 0.5]).log_prob(x), same)
+    with pytest.raises(ValueError, match="one of each of the 2 levels, got 3"):
+        flow(temperature=(1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="positive temperature"):
+        flow(temperature=(1.0, 0.0))
+
+
 def test_temperature_of_a_given_base_is_about_its_mean() -> None:
     base = dist.Normal(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])).to_event(1)
     flow = Flow(ActNorm((2,)), base=base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ class FlowTransform(TransformModule, ConditionalTransform):
         self.latent_shape = as_size(latent_shape)
         self.event_shape = self.latent_shape if event_shape is None else as_size(event_shape)
         self.context_shape = None if context_shape is None else Size(context_shape)
+        # A multi-scale transform's latent has several levels, finest first.
+        self.level_shapes = [self.latent_shape]
         self._memory: Evaluation | None = None
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -85,6 +88,26 @@ class FlowTransform(TransformModule, ConditionalTransform):
     def _initialize(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Set what is initialised from data, and return the latent of `x`."""
         return self._inverse_and_ladj(x, context)[0]
+
+    def split_latent(self, z: Tensor) -> list[Tensor]:
+        """The levels of a latent `(*batch, *latent_shape)`, finest first; an image's are images."""
+        batch = self._batch_shape(z.shape, self.latent_shape)
+        sizes = [shape.numel() for shape in self.level_shapes]
+        parts = z.reshape(*batch, sum(sizes)).split(sizes, -1)
+        return [part.reshape(batch + shape) for part, shape in zip(parts, self.level_shapes, strict=True)]
+
+    def join_latent(self, parts: Sequence[Tensor]) -> Tensor:
+        """The latent of its levels, finest first: the inverse of `split_latent`."""
+        dims = [part.dim() - len(shape) for part, shape in zip(parts, self.level_shapes, strict=False)]
+        shapes = [tuple(part.shape[max(dim, 0) :]) for part, dim in zip(parts, dims, strict=False)]
+        expected = [tuple(shape) for shape in self.level_shapes]
+        if len(parts) != len(expected) or shapes != expected:
+            raise ValueError(
+                f"join_latent expected levels of shape {expected}, got {[tuple(p.shape) for p in parts]}"
+            )
+        batch = parts[0].shape[: dims[0]]
+        joined = torch.cat([part.flatten(dim) for part, dim in zip(parts, dims, strict=True)], -1)
+        return joined.reshape(batch + self.latent_shape)
 
     @property
     def _remembers(self) -> bool:

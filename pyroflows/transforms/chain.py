@@ -59,6 +59,7 @@ class Chain(FlowTransform):
             parts[0].latent_shape, parts[-1].event_shape, context_shape=next(iter(contexts), None)
         )
         self.transforms = nn.ModuleList(parts)
+        self.level_shapes = parts[0].level_shapes
 
     @property
     def _parts(self) -> list[FlowTransform]:

@@ -61,22 +61,6 @@ class MultiScale(FlowTransform):
         self.levels = nn.ModuleList(levels)
         self.level_shapes = shapes
 
-    def split_latent(self, z: Tensor) -> list[Tensor]:
-        """The levels of a latent vector `(*batch, D)`, finest first, each `(*batch, C_i, H_i, W_i)`."""
-        self._batch_shape(z.shape, self.latent_shape)
-        parts = z.split([shape.numel() for shape in self.level_shapes], -1)
-        return [
-            part.reshape(z.shape[:-1] + shape) for part, shape in zip(parts, self.level_shapes, strict=True)
-        ]
-
-    def join_latent(self, parts: Sequence[Tensor]) -> Tensor:
-        """The latent vector of its levels, finest first: the inverse of `split_latent`."""
-        shapes = [tuple(part.shape[-3:]) for part in parts]
-        if shapes != [tuple(shape) for shape in self.level_shapes]:
-            expected = [tuple(shape) for shape in self.level_shapes]
-            raise ValueError(f"join_latent expected levels of shape {expected}, got {shapes}")
-        return torch.cat([part.flatten(-3) for part in parts], -1)
-
     @property
     def _levels(self) -> list[FlowTransform]:
         return cast("list[FlowTransform]", list(self.levels))
