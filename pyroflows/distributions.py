@@ -213,7 +213,8 @@ class Dequantized(TorchDistribution):
         base: A distribution of reals, which data in [0, 1) are to follow: images `(C, H, W)` or vectors.
         levels: Number of values, 0 to `levels - 1`.
         noise: `None` for uniform noise, or a conditional `Flow` (or any callable) that gives the
-            distribution of `v`, of the base's event shape, for data that were brought to [-1, 1].
+            distribution of `v`, of the base's event shape, for data that were brought to [-1, 1]. Noise
+            with a logistic base starts close to uniform.
 
     Shapes:
         Batch and event shape are those of `base`.
@@ -231,7 +232,8 @@ class Dequantized(TorchDistribution):
         >>> x = images.sample((5,))
         >>> x.shape, x.dtype, images.bits_per_dim(x).shape
         (torch.Size([5, 1, 8, 8]), torch.uint8, torch.Size([5]))
-        >>> noise = Flow(realnvp((1, 8, 8), levels=1, hidden_channels=16, context_shape=(1, 8, 8)))
+        >>> logistic = pyro.distributions.Logistic(torch.zeros(64), torch.ones(64)).to_event(1)
+        >>> noise = Flow(glow((1, 8, 8), hidden_channels=16, context_shape=(1, 8, 8)), base=logistic)
         >>> Dequantized(flow(), levels=17, noise=noise).log_prob(x).shape
         torch.Size([5])
     """
@@ -248,7 +250,7 @@ class Dequantized(TorchDistribution):
     ) -> None:
         if levels < 2:
             raise ValueError(f"Dequantized expected at least 2 levels, got {levels}")
-        if noise is not None and not callable(noise):
+        if isinstance(noise, Distribution) or (noise is not None and not callable(noise)):
             raise ValueError(f"Dequantized expected a conditional Flow as noise, got {type(noise)}")
         self.base_dist = base
         self.levels = levels

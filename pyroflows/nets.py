@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from pyroflows._zuko import zuko
 from pyroflows.layers import ChannelNorm, ZeroConv, over_images, space_to_channels
@@ -24,13 +24,10 @@ class MLP(nn.Module):
         hidden_features: Sizes of the hidden layers.
         activation: Constructor of the activation; by default `torch.nn.ReLU`.
         dropout: Probability with which each hidden feature is left out while training.
-        context_shape: `(K,)`, the context's event shape. `None`: no context.
+        context_shape: The context's event shape; an image `(K, H, W)` is flattened. `None`: no context.
 
     Shapes:
-        `x`: `(*batch, in_features)`, `context`: `(*batch, K)`, output: `(*batch, out_features)`.
-
-    Raises:
-        ValueError: The context is not a vector.
+        `x`: `(*batch, in_features)`, `context`: `(*batch, *context_shape)`, output: `(*batch, out_features)`.
 
     Example:
         >>> MLP(3, 8, (32, 32), context_shape=(2,))(torch.zeros(5, 3), torch.zeros(5, 2)).shape
@@ -48,11 +45,11 @@ class MLP(nn.Module):
         context_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
-        if context_shape is not None and len(context_shape) != 1:
-            raise ValueError(f"MLP expected a context of shape (K,), got {tuple(context_shape)}")
         # A constant feature stands in where there is none, so that a bias can still be learned.
         self.constant = in_features == 0 and context_shape is None
-        total = int(self.constant) + in_features + (0 if context_shape is None else context_shape[0])
+        self.context_dim = 0 if context_shape is None else len(context_shape)
+        self.context_features = 0 if context_shape is None else Size(context_shape).numel()
+        total = int(self.constant) + in_features + self.context_features
         self.layers = zuko.nn.MLP(
             total,
             out_features,
@@ -66,7 +63,8 @@ class MLP(nn.Module):
         if self.constant:
             x = x.new_ones((*x.shape[:-1], 1))
         if context is not None:
-            x = torch.cat([x, context], -1)
+            batch = context.shape[: context.dim() - self.context_dim]
+            x = torch.cat([x, context.reshape(*batch, self.context_features)], -1)
         return self.layers(x)
 
 

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 
 from pyroflows import Dequantized, Flow, glow, nice, realnvp
 from pyroflows.transforms import ActNorm, Chain, InvertibleLinear, Logit, coupling
@@ -259,6 +260,73 @@ def test_log_prob_is_the_bound_by_quadrature() -> None:
         total += density.exp().mean().item()
     # The rest of the mass is where the logit's range goes beyond the data's.
     assert 0.5 < total <= 1.0 + 1e-4
+
+
+def _noise(event_shape: tuple[int, ...]) -> Flow:
+    """Noise whose base is logistic: at its start it is uniform, and its tails stay about as heavy."""
+    size = event_shape[0]
+    base = dist.Logistic(torch.zeros(size), torch.ones(size)).to_event(1)
+    return Flow(realnvp(event_shape, steps=2, context_shape=event_shape), base)
+
+
+def test_learned_noise_is_weighted_by_its_density() -> None:
+    """The mean of exp(log_prob) over draws of the noise is the cell's mass, here by quadrature."""
+    flow = _perturbed(Flow(Chain([realnvp(2, steps=2), Logit((2,))])), seed=1)
+    levels, points = 4, 200
+    images = Dequantized(flow(), levels, noise=_perturbed(_noise((2,)), 0.05, seed=2))
+    u = torch.cartesian_prod(*2 * [(torch.arange(points) + 0.5) / points])
+    torch.manual_seed(0)
+    for x in (torch.tensor([0, 3]), torch.tensor([2, 1])):
+        with torch.no_grad():
+            mass = (flow().log_prob((x + u) / levels).exp().mean() / levels**2).item()
+            draws = images.log_prob(x.expand(20_000, 2)).exp()
+        assert draws.std() > 0.01 * mass
+        assert draws.mean().item() == pytest.approx(mass, abs=5 * draws.std().item() / 20_000**0.5)
+        assert draws.log().mean().exp() < mass
+
+
+def test_learned_noise_sees_the_datum_between_minus_one_and_one() -> None:
+    seen = []
+
+    def noise(context: torch.Tensor) -> dist.Distribution:
+        seen.append(context)
+        return dist.Logistic(torch.zeros_like(context), 1.0).to_event(1)
+
+    # The sigmoid of a logistic is uniform: then both noises give the same, here for a uniform density.
+    images = Dequantized(_uniform(3), 4, noise=noise)
+    x = torch.tensor([[0, 1, 3], [2, 2, 2]])
+    torch.testing.assert_close(images.log_prob(x), torch.full((2,), -3 * math.log(4)))
+    torch.testing.assert_close(seen[0], torch.tensor([[-0.75, -0.25, 0.75], [0.25, 0.25, 0.25]]))
+    assert images.expand((5,)).noise is noise
+
+
+def test_learned_noise_of_another_shape() -> None:
+    images = Dequantized(_uniform(3), 4, noise=lambda context: dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pytest.raises(ValueError, match=r"noise of the data's shape \(3,\), got \(2,\)"):
+        images.log_prob(torch.zeros(3))
+    with pytest.raises(ValueError, match="expected a conditional Flow as noise"):
+        Dequantized(_uniform(3), 4, noise=_uniform(3))
+
+
+def test_learned_noise_is_trained_behind_pyro_sample() -> None:
+    flow, noise = Flow(realnvp(3, steps=2)), _noise((3,))
+    data = torch.randint(0, 17, (6, 3))
+
+    def model() -> None:
+        pyro.module("flow", flow)
+        pyro.module("noise", noise)
+        with pyro.plate("data", 6):
+            pyro.sample("x", Dequantized(flow(), 17, noise), obs=data)
+
+    pyro.clear_param_store()
+    svi = SVI(model, lambda: None, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi.step()
+    before = [parameter.detach().clone() for parameter in noise.parameters()]
+    svi.step()
+    assert (
+        sum(not torch.equal(p, b) for p, b in zip(noise.parameters(), before, strict=True)) > len(before) / 2
+    )
+    pyro.clear_param_store()
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [(17, torch.uint8), (256, torch.uint8), (1000, torch.int64)])

@@ -15,7 +15,7 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyroflows import Flow, glow, realnvp
+from pyroflows import Flow, glow, nice, realnvp
 from pyroflows.transforms import ActNorm, Chain, InvertibleConv1x1, InvertibleLinear, Reshape, coupling
 
 
@@ -411,6 +411,60 @@ def test_conditional_transformed_distribution() -> None:
     torch.testing.assert_close(density.log_prob(x), flow(context).log_prob(x), atol=1e-9, rtol=0)
     one_by_one = torch.stack([flow(context[i, 0]).log_prob(x[i]) for i in range(4)])
     torch.testing.assert_close(density.log_prob(x), one_by_one, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("context_shape", [(3,), (2, 4, 4)], ids=["vector", "image"])
+@pytest.mark.parametrize("event_shape", [(5,), (2, 4, 4)], ids=["of_vectors", "of_images"])
+@pytest.mark.parametrize("system", [nice, realnvp, glow], ids=lambda f: f.__name__)
+def test_every_system_is_conditional(system, event_shape, context_shape) -> None:
+    """On vectors and images, by vectors and images: batch shapes, plates, and a datum's own context alone."""
+    sizes = {"hidden_features": (4,)} if system is nice else {"hidden_features": (4,), "hidden_channels": 4}
+    flow = Flow(system(event_shape, steps=1, context_shape=context_shape, **sizes))
+    for parameter in flow.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    context = torch.randn(4, 1, *context_shape)
+    density = flow(context)
+    assert (density.batch_shape, density.event_shape) == ((4, 1), event_shape)
+    pyros = dist.ConditionalTransformedDistribution(flow.base, [flow.transform]).condition(context)
+    assert (pyros.batch_shape, pyros.event_shape) == ((4, 1), event_shape)
+    x = density.sample((2,))
+    assert x.shape == (2, 4, 1, *event_shape)
+    assert density.expand((4, 3)).sample().shape == (4, 3, *event_shape)
+    log_prob = density.log_prob(x)
+    torch.testing.assert_close(pyros.log_prob(x), log_prob, atol=1e-9, rtol=0)
+    for i in range(4):
+        torch.testing.assert_close(flow(context[i, 0]).log_prob(x[:, i, 0]), log_prob[:, i, 0])
+    other = torch.randn_like(context)
+    assert ((flow(other).log_prob(x) - log_prob).abs() > 1e-6).any()
+
+    def model() -> None:
+        with pyro.plate("columns", 4, dim=-2), pyro.plate("rows", 3, dim=-1):
+            pyro.sample("x", flow(context))
+
+    assert poutine.trace(model).get_trace().nodes["x"]["value"].shape == (4, 3, *event_shape)
+
+
+def test_a_class_label_as_context() -> None:
+    """An embedding of labels is learned with the flow."""
+    labels = torch.arange(6) % 3
+
+    class Conditional(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = PyroModule[torch.nn.Embedding](3, 2)
+            self.flow = Flow(realnvp(2, steps=2, context_dim=2))
+
+        def forward(self, x: Tensor, labels: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", self.flow(self.embedding(labels)), obs=x)
+
+    model = Conditional()
+    for parameter in model.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    before = model.embedding.weight.detach().clone()
+    svi = SVI(model, lambda x, labels: None, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi.step(torch.randn(6, 2), labels)
+    assert ((model.embedding.weight - before).abs() > 1e-5).all()
 
 
 def test_conditional_flow_in_a_model_with_plates() -> None:

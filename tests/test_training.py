@@ -1,12 +1,16 @@
 """`fit` finds the maximum-likelihood fit, and says what is wrong with data."""
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
-from pyroflows import Flow, fit, glow, realnvp
+from pyroflows import Dequantized, Flow, fit, glow, realnvp
+from pyroflows.datasets import load
 from pyroflows.training import score
-from pyroflows.transforms import ActNorm, Chain, InvertibleLinear
+from pyroflows.transforms import ActNorm, AffineMap, Chain, InvertibleLinear, coupling
 
 
 def test_finds_the_gaussian() -> None:
@@ -72,6 +76,78 @@ def test_initialises_only_once() -> None:
 def test_fewer_data_than_a_batch() -> None:
     result = fit(Flow(realnvp(2)), torch.randn(5, 2), max_epochs=2, batch_size=64, progress_bar=False)
     assert len(result.losses) == 2
+
+
+def test_a_conditional_flow_is_given_each_datums_context() -> None:
+    """The scale of the data is their context: the fit finds each context's own entropy."""
+    torch.manual_seed(0)
+    context = torch.randint(0, 2, (2048, 1)).float()
+    data = torch.randn(2048, 1) * (0.2 + 1.8 * context)
+    flow = Flow(coupling(1, AffineMap("exp"), context_dim=1))
+    result = fit(
+        flow, data, data, context=context, val_context=context, max_epochs=20, lr=5e-3, progress_bar=False
+    )
+    sds = torch.stack([data[context == value].std(correction=0) for value in (0.0, 1.0)])
+    weights = torch.stack([(context == value).float().mean() for value in (0.0, 1.0)])
+    entropy = (weights * (sds.log() + 0.5 * math.log(2 * math.pi * math.e))).sum().item()
+    assert result.score == pytest.approx(entropy, abs=0.02)
+
+
+def test_contexts_that_are_missing_or_not_wanted() -> None:
+    conditional, plain, data = Flow(realnvp(2, context_dim=3)), Flow(realnvp(2)), torch.zeros(4, 2)
+    for given in (None, torch.zeros(3, 3), torch.zeros(4, 2)):
+        with pytest.raises(ValueError, match=r"a context of shape \(4, 3\), one of each datum"):
+            fit(conditional, data, context=given, progress_bar=False)
+    with pytest.raises(ValueError, match="takes no context"):
+        fit(plain, data, context=torch.zeros(4, 3), progress_bar=False)
+    with pytest.raises(ValueError, match=r"a context of shape \(4, 3\)"):
+        fit(conditional, data, data, context=torch.zeros(4, 3), progress_bar=False)
+    with pytest.raises(ValueError, match="levels and noise are for integer data"):
+        score(plain, data, noise=Flow(realnvp(2, context_dim=2)))
+
+
+@pytest.mark.slow
+def test_learned_noise_gives_a_tighter_bound_on_digits() -> None:
+    """Of one and the same flow: only the noise is trained, so the likelihood that is bounded stays."""
+    digits = load("digits")
+    torch.manual_seed(0)
+    flow = Flow(glow((1, 8, 8), levels=2, steps=4, hidden_channels=32))
+    fit(flow, digits.train, levels=17, max_epochs=15, lr=5e-3, progress_bar=False)
+    uniform = score(flow, digits.test, levels=17)
+    weights = {name: value.clone() for name, value in flow.state_dict().items()}
+    flow.requires_grad_(False)
+    logistic = dist.Logistic(torch.zeros(64), torch.ones(64)).to_event(1)
+    noise = Flow(realnvp((1, 8, 8), levels=1, hidden_channels=16, context_shape=(1, 8, 8)), logistic)
+    learned = fit(
+        flow, digits.train, digits.test, levels=17, noise=noise, max_epochs=10, lr=5e-3, progress_bar=False
+    ).score
+    assert all(torch.equal(value, weights[name]) for name, value in flow.state_dict().items())
+    assert learned < uniform - 0.02
+
+
+@pytest.mark.slow
+def test_class_conditional_samples_are_of_their_class() -> None:
+    """At temperature 1, by a linear classifier that was trained on real digits."""
+    digits = load("digits")
+    torch.manual_seed(0)
+    flow = Flow(
+        glow(
+            (1, 8, 8),
+            levels=2,
+            steps=4,
+            hidden_channels=32,
+            dropout=0.1,
+            coupling="logistic_mixture",
+            context_dim=10,
+        )
+    )
+    classes = torch.nn.functional.one_hot(digits.train_labels, 10).float()
+    fit(flow, digits.train, context=classes, levels=17, max_epochs=15, lr=5e-3, progress_bar=False)
+    classifier = LogisticRegression(max_iter=5000).fit(digits.train.flatten(1), digits.train_labels)
+    assert classifier.score(digits.test.flatten(1), digits.test_labels) > 0.93
+    asked_for = torch.arange(1000) % 10
+    samples = Dequantized(flow(torch.nn.functional.one_hot(asked_for, 10).float()), 17).sample()
+    assert classifier.score(samples.flatten(1), asked_for) >= 0.85
 
 
 BAD = [

@@ -129,7 +129,7 @@ def coupling(
         dropout: Probability of leaving out a hidden feature or channel while training.
         actnorm: Whether the `ConvNet` has actnorm inside (images).
         context_dim: Size of a context vector.
-        context_shape: Event shape of the context, `(K,)` or, for images, `(K, H, W)`.
+        context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Raises:
         ValueError: As `Coupling`; the context does not suit the event; or actnorm is asked for with a vector.

@@ -52,7 +52,7 @@ def glow_step(
             fixed random order of the features or channels, or `"reverse"`.
         coupling: The element-wise map, or its name.
         context_dim: Size of a context vector.
-        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
+        context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Raises:
         ValueError: An image has one channel, the context does not suit the event, or there is no such
@@ -113,7 +113,7 @@ def glow(
         conditioned: What sees the context: `"all"` (every coupling and the top's prior) or `"prior"` (the
             top's prior alone, as in the paper's class-conditional models of images).
         context_dim: Size of a context vector.
-        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
+        context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Shapes:
         Images: a latent vector `(*batch, C * H * W)` and data `(*batch, C, H, W)`, by `MultiScale`.

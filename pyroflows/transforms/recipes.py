@@ -47,10 +47,10 @@ def nice(
         hidden_features: Sizes of the conditioners' hidden layers.
         coupling: The element-wise map, or its name.
         context_dim: Size of a context vector.
-        context_shape: `(K,)`, the same.
+        context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Raises:
-        ValueError: A size is not positive, or the context is not a vector.
+        ValueError: A size is not positive, or there is no such coupling.
 
     Source: Dinh et al. 2014, "NICE", arXiv 1410.8516, sections 3 and 5.1.
 
@@ -104,7 +104,7 @@ def realnvp(
         hidden_channels: Width of the `ResNet` conditioners (images).
         coupling: The element-wise map, or its name.
         context_dim: Size of a context vector.
-        context_shape: Event shape of the context: `(K,)` or, for images, `(K, H, W)`.
+        context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Raises:
         ValueError: A size is not positive, the image can't be squeezed that often, or the context does not

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyroflows import glow, nice, realnvp
+from pyroflows.layers import ChannelNorm
 from pyroflows.transforms import (
     ActNorm,
     AdditiveMap,
@@ -13,7 +14,9 @@ from pyroflows.transforms import (
     Coupling,
     InvertibleConv1x1,
     InvertibleLinear,
+    Permutation,
     Squeeze,
+    coupling,
     glow_step,
 )
 from pyroflows.transforms.partition import Alternate, Checkerboard, Halves, Nothing
@@ -72,6 +75,49 @@ def test_glow_of_images_is_the_papers() -> None:
 def test_glow_of_vectors() -> None:
     kinds = [type(p) for s in glow(5, steps=2).transforms for p in s.transforms]
     assert kinds == 2 * [Coupling, InvertibleLinear, ActNorm]
+
+
+def test_glows_permutations() -> None:
+    """Fixed orders in the place of the linear map; a shuffle is another in each step, and saved."""
+    for shape in ((6,), (6, 4, 4)):
+        shuffle = glow(shape, levels=1, steps=2, permutation="shuffle")
+        orders = [part.order.tolist() for part in _parts(shuffle, Permutation)]
+        assert len(orders) == 2
+        assert orders[0] != orders[1]
+        assert sum(name.endswith(".order") for name in shuffle.state_dict()) == 2
+        reverse = _parts(glow(shape, levels=1, steps=1, permutation="reverse"), Permutation)
+        assert reverse[0].order.tolist() == list(range(len(orders[0])))[::-1]
+
+
+def test_a_context_for_the_prior_alone() -> None:
+    transform = glow((1, 8, 8), levels=2, steps=1, hidden_channels=4, context_dim=3, conditioned="prior")
+    for parameter in transform.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(1, 8, 8)
+    (fine, a), (same, b) = (
+        transform.split_latent(transform.condition(context).inv(x)) for context in torch.randn(2, 3)
+    )
+    assert torch.equal(fine, same)
+    assert not torch.equal(a, b)
+
+
+def test_actnorm_in_the_conditioner_is_set_from_data_once() -> None:
+    torch.manual_seed(0)
+    change = coupling((2, 4, 4), hidden_channels=8, actnorm=True, context_dim=2)
+    x, given = 5 + 3 * torch.randn(200, 2, 4, 4), torch.randn(200, 2)
+    outputs = []
+    norms = _parts(change, ChannelNorm)
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, inputs, output: outputs.append(output.clone()))
+    change._initialize(x, given)
+    before = [norm.bias.clone() for norm in norms]
+    for output in outputs[-2:]:
+        variance, mean = torch.var_mean(output, (0, 2, 3), correction=0)
+        torch.testing.assert_close(mean, torch.zeros(8), atol=1e-4, rtol=0)
+        torch.testing.assert_close(variance, torch.ones(8), atol=1e-3, rtol=0)
+    assert all(norm.initialized for norm in norms)
+    change._initialize(2 * x, given)
+    assert all(torch.equal(norm.bias, b) for norm, b in zip(norms, before, strict=True))
 
 
 def test_couplings_share_no_parameters() -> None:
@@ -158,7 +204,14 @@ BAD = [
     (lambda: nice(4, steps=0), "expected steps of at least 1"),
     (lambda: glow(3, coupling="cubic"), r"expected an ElementwiseMap or one of .*'affine'.*got 'cubic'"),
     (lambda: glow(3, context_dim=2, context_shape=(2,)), "context_dim or context_shape, got both"),
-    (lambda: glow(3, context_shape=(1, 4, 4)), r"MLP expected a context of shape \(K,\)"),
+    (lambda: glow(3, permutation="random"), "permutation 'linear', 'shuffle' or 'reverse', got 'random'"),
+    (lambda: glow(3, actnorm=True), "actnorm inside the conditioner is for images"),
+    (
+        lambda: glow((1, 8, 8), conditioned="top"),
+        "conditioned to be 'all' or, for images, 'prior', got 'top'",
+    ),
+    (lambda: glow(3, conditioned="prior"), r"got 'prior' for an event of shape \(3,\)"),
+    (lambda: Permutation(3, [0, 2, 2]), r"expected each of 0 to 2 once, got \[0, 2, 2\]"),
     (lambda: glow((1, 8, 8), context_shape=(1, 6, 6)), "multiple of the image's"),
     (lambda: glow((1, 8, 8), context_shape=(1, 6)), "multiple of the image's"),
     (lambda: glow_step((1, 8, 8)), "at least 2 channels"),
