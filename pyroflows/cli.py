@@ -44,13 +44,16 @@ def fit_command(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Data in a step.")] = 64,
     lr: Annotated[float, typer.Option(help="Largest step size.")] = 3e-3,
+    coupling: Annotated[
+        str, typer.Option(help="additive, affine (Glow's), spline or logistic_mixture (Flow++'s).")
+    ] = "affine",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
 ) -> None:
     """Fit a Glow to DATA, and write the checkpoint, samples.png and metrics.json."""
     start = time.perf_counter()
     dataset = _hold_out(load(data))
     torch.manual_seed(seed)
-    recipe = _recipe(dataset)
+    recipe = _recipe(dataset, coupling)
     flow = recipe.build()
     folder = Path("runs") / Path(data).stem if out is None else out
     _make_folder(folder)
@@ -130,11 +133,11 @@ def _hold_out(data: Data) -> Data:
     return Data(data.train[kept], data.train[out], data.levels)
 
 
-def _recipe(data: Data) -> Recipe:
+def _recipe(data: Data, coupling: str) -> Recipe:
     event_shape = tuple(data.train.shape[1:])
-    options: dict[str, object] = {"steps": 8, "dropout": 0.0}
+    options: dict[str, object] = {"steps": 8, "dropout": 0.0, "coupling": coupling}
     if len(event_shape) == 3:
-        options = {"steps": 8, "hidden_channels": 64, "dropout": 0.2}
+        options |= {"hidden_channels": 64, "dropout": 0.2}
     return Recipe("glow", event_shape, options, data.levels)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from pyroflows import cli
 from pyroflows.datasets import load
 from pyroflows.runs import Run
+from pyroflows.transforms import Coupling, SplineMap
 
 Call = Callable[..., str]
 
@@ -92,6 +93,12 @@ def test_fit_of_a_short_table(call: Call, tmp_path: Path) -> None:
     assert "nats" in call("fit", tmp_path / "table.npy", "--out", tmp_path / "run", "--max-epochs", 1)
 
 
+def test_fit_with_another_coupling(call: Call, tmp_path: Path) -> None:
+    call("fit", "checkerboard", "--coupling", "spline", "--out", tmp_path / "run", "--max-epochs", 1)
+    couplings = [m for m in Run.load(tmp_path / "run").flow.modules() if isinstance(m, Coupling)]
+    assert all(isinstance(coupling.elementwise, SplineMap) for coupling in couplings)
+
+
 def test_fit_of_an_archive_of_images(call: Call, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", x_train=images, x_test=images[:8], y_train=np.arange(40))
@@ -121,6 +128,7 @@ def test_bad_data_is_one_line_and_status_2(run_folder: Path, call: Call, tmp_pat
         (("fit", "nothing.npz"), "no such file"),
         (("fit", tmp_path / "odd.npy", "--out", run_folder), "can't be squeezed"),
         (("fit", "digits", "--lr", "-1", "--out", run_folder), "positive lr"),
+        (("fit", "digits", "--coupling", "cubic", "--out", run_folder), "one of ['additive', 'affine'"),
         (("fit", "digits", "--out", tmp_path / "odd.npy"), "expected a folder to write to"),
         (("score", run_folder, tmp_path / "large.npy"), r"(N, 1, 8, 8), got (3, 1, 12, 12)"),
         (("score", run_folder, tmp_path / "bright.npy"), "integers 0 to 16"),

@@ -19,6 +19,7 @@ from pyroflows.transforms import (
     coupling,
     glow_step,
 )
+from pyroflows.transforms.maps import MAPS
 from pyroflows.transforms.partition import Alternate, Checkerboard, Halves, Nothing
 
 
@@ -144,10 +145,11 @@ def test_glow_starts_near_the_identity() -> None:
     batch=st.lists(st.integers(0, 3), max_size=2),
     context_dim=st.one_of(st.none(), st.integers(1, 3)),
     recipe=st.sampled_from([nice, realnvp, glow]),
+    kind=st.sampled_from(sorted(MAPS)),
     steps=st.integers(1, 3),
 )
-def test_vectors_of_any_size(size, batch, context_dim, recipe, steps) -> None:
-    transform = recipe(size, steps=steps, hidden_features=(4,), context_dim=context_dim)
+def test_vectors_of_any_size(size, batch, context_dim, recipe, kind, steps) -> None:
+    transform = recipe(size, steps=steps, hidden_features=(4,), coupling=kind, context_dim=context_dim)
     view = transform if context_dim is None else transform.condition(torch.randn(context_dim))
     x = view(torch.randn(*batch, size))
     assert x.shape == (*batch, size)
@@ -162,10 +164,11 @@ def test_vectors_of_any_size(size, batch, context_dim, recipe, steps) -> None:
     levels=st.integers(1, 3),
     batch=st.lists(st.integers(0, 2), max_size=2),
     recipe=st.sampled_from([realnvp, glow]),
+    kind=st.sampled_from(sorted(MAPS)),
 )
-def test_images_of_any_size_that_halves(channels, height, width, levels, batch, recipe) -> None:
+def test_images_of_any_size_that_halves(channels, height, width, levels, batch, recipe, kind) -> None:
     shape = (channels, height * 2**levels, width * 2**levels)
-    transform = recipe(shape, levels=levels, steps=1, hidden_channels=4)
+    transform = recipe(shape, levels=levels, steps=1, hidden_channels=4, coupling=kind)
     size = channels * shape[1] * shape[2]
     x = transform(torch.randn(*batch, size))
     assert x.shape == (*batch, *shape)
