@@ -10,7 +10,6 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from pyro.distributions import TorchDistribution, TransformedDistribution, constraints
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import am_i_wrapped
@@ -205,16 +204,16 @@ class Dequantized(TorchDistribution):
     .. math:: \log P(x) \ge \mathbb{E}_{u \sim q(u | x)} \left[ \log p\left(\frac{x + u}{n}\right)
         - \log q(u | x) \right] - D \log n \text{ (nats)}
 
-    for `n` levels and `D` elements. The noise is uniform on [0, 1), or, where it is learned, the sigmoid of a
-    conditional flow's `v`: `q(u | x)` is `v`'s density over the sigmoid's derivative. `log_prob` is an
-    unbiased estimate of the bound, by one draw of the noise.
+    for `n` levels and `D` elements. The noise is uniform on [0, 1), or, where it is learned, `\Phi(v)` of a
+    conditional flow's `v`, by the standard normal's distribution function: `q(u | x)` is `v`'s density over
+    the standard normal's, so noise of a flow that is the identity is uniform. `log_prob` is an unbiased
+    estimate of the bound, by one draw of the noise.
 
     Args:
         base: A distribution of reals, which data in [0, 1) are to follow: images `(C, H, W)` or vectors.
         levels: Number of values, 0 to `levels - 1`.
         noise: `None` for uniform noise, or a conditional `Flow` (or any callable) that gives the
-            distribution of `v`, of the base's event shape, for data that were brought to [-1, 1]. Noise
-            with a logistic base starts close to uniform.
+            distribution of `v`, of the base's event shape, for data that were brought to [-1, 1].
 
     Shapes:
         Batch and event shape are those of `base`.
@@ -232,8 +231,7 @@ class Dequantized(TorchDistribution):
         >>> x = images.sample((5,))
         >>> x.shape, x.dtype, images.bits_per_dim(x).shape
         (torch.Size([5, 1, 8, 8]), torch.uint8, torch.Size([5]))
-        >>> logistic = pyro.distributions.Logistic(torch.zeros(64), torch.ones(64)).to_event(1)
-        >>> noise = Flow(glow((1, 8, 8), hidden_channels=16, context_shape=(1, 8, 8)), base=logistic)
+        >>> noise = Flow(realnvp((1, 8, 8), levels=1, hidden_channels=16, context_shape=(1, 8, 8)))
         >>> Dequantized(flow(), levels=17, noise=noise).log_prob(x).shape
         torch.Size([5])
     """
@@ -296,8 +294,8 @@ class Dequantized(TorchDistribution):
             raise ValueError(
                 f"Dequantized expected noise of the data's shape {tuple(x.shape)}, got {tuple(v.shape)}"
             )
-        log_slope = sum_last(F.logsigmoid(v) + F.logsigmoid(-v), event_dim)
-        return (x + torch.sigmoid(v)) / self.levels, noise.log_prob(v) - log_slope
+        log_normal = sum_last(-(v**2 + math.log(2 * math.pi)) / 2, event_dim)
+        return (x + torch.special.ndtr(v)) / self.levels, noise.log_prob(v) - log_normal
 
     def bits_per_dim(self, x: Tensor) -> Tensor:
         r"""`-log P(x) / (D \log 2)`, an estimate of an upper bound, in bits per dimension."""

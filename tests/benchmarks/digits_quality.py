@@ -11,7 +11,6 @@ steps; `--classes` is class-conditional: its bits are those given the class, and
 import argparse
 import time
 
-import pyro.distributions as dist
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -25,8 +24,7 @@ COUPLINGS = ("affine", "spline", "logistic_mixture")
 
 
 def learned_noise() -> Flow:
-    logistic = dist.Logistic(torch.zeros(64), torch.ones(64)).to_event(1)
-    return Flow(realnvp(SHAPE, levels=1, steps=3, hidden_channels=32, context_shape=SHAPE), logistic)
+    return Flow(realnvp(SHAPE, levels=1, steps=3, hidden_channels=32, context_shape=SHAPE))
 
 
 def run(
