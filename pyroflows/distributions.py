@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -177,6 +178,40 @@ class Flow(PyroModule):
         if value.dim() == len(self.transform.event_shape):
             raise ValueError(f"initialize expected a batch of data, got one of shape {tuple(value.shape)}")
         self.transform._initialize(value, context)
+
+    def save(self, path: str | Path, **extra: Any) -> None:
+        """Write the flow to a file: its weights as safetensors, what it is made of as JSON in their header.
+
+        Args:
+            path: The file. It is written under a temporary name, then renamed.
+            extra: Plain values or tensors to keep with it, which `load` does not give back.
+
+        Raises:
+            ValueError: It is not put together from pyroflows' own classes, or can't be written.
+
+        Example:
+            >>> import tempfile
+            >>> flow = Flow(realnvp(2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     flow.save(f"{folder}/flow.safetensors")
+            ...     again = Flow.load(f"{folder}/flow.safetensors")
+            >>> bool(again().log_prob(torch.zeros(2)) == flow().log_prob(torch.zeros(2)))
+            True
+        """
+        from pyroflows.saving import save_flow
+
+        save_flow(self, path, extra)
+
+    @staticmethod
+    def load(path: str | Path) -> Flow:
+        """Read a flow that `save` wrote, in evaluation mode; no code in the file is run.
+
+        Raises:
+            ValueError: The file is not there, is none of `save`'s, or is damaged.
+        """
+        from pyroflows.saving import load_flow
+
+        return load_flow(path)[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Flow:
         if isinstance(self._base, Distribution):

@@ -45,6 +45,8 @@ class MLP(nn.Module):
         context_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        self.in_features, self.out_features, self.hidden_features = in_features, out_features, hidden_features
+        self.activation, self.dropout, self.context_shape = activation, dropout, context_shape
         # A constant feature stands in where there is none, so that a bias can still be learned.
         self.constant = in_features == 0 and context_shape is None
         self.context_dim = 0 if context_shape is None else len(context_shape)
@@ -81,8 +83,8 @@ class _ImageNet(nn.Module):
             raise ValueError(
                 f"{type(self).__name__} expected a context of shape (K,) or (K, H, W), got {context_shape}"
             )
+        self.context_shape, self.factor = context_shape, factor
         self.context_dim = 0 if context_shape is None else len(context_shape)
-        self.factor = factor
         self.context_channels = 0
         if context_shape is not None:
             self.context_channels = context_shape[0] * (factor**2 if self.context_dim == 3 else 1)
@@ -143,6 +145,8 @@ class ConvNet(_ImageNet):
         factor: int = 1,
     ) -> None:
         super().__init__(context_shape, factor)
+        self.in_channels, self.out_channels, self.hidden_channels = in_channels, out_channels, hidden_channels
+        self.dropout, self.actnorm = dropout, actnorm
 
         def norm() -> list[nn.Module]:
             return [ChannelNorm(hidden_channels)] if actnorm else []
@@ -187,6 +191,7 @@ class TopPrior(_ImageNet):
         self, out_channels: int, *, context_shape: tuple[int, ...] | None = None, factor: int = 1
     ) -> None:
         super().__init__(context_shape, factor)
+        self.out_channels = out_channels
         self.bias = nn.Parameter(torch.zeros(out_channels))
         self.logs = nn.Parameter(torch.zeros(out_channels))
         if context_shape is not None:
@@ -236,15 +241,17 @@ class ResNet(_ImageNet):
         factor: int = 1,
     ) -> None:
         super().__init__(context_shape, factor)
+        self.in_channels, self.out_channels, self.hidden_channels = in_channels, out_channels, hidden_channels
+        self.blocks = blocks
         self.first = nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1)
-        self.blocks = nn.ModuleList(_residual(hidden_channels) for _ in range(blocks))
+        self.residuals = nn.ModuleList(_residual(hidden_channels) for _ in range(blocks))
         self.last = ZeroConv(hidden_channels, out_channels)
         _channels_last(self)
 
     def _layers(self, images: Tensor) -> Tensor:
         hidden = self.first(images)
-        for block in self.blocks:
-            hidden = hidden + block(hidden)
+        for residual in self.residuals:
+            hidden = hidden + residual(hidden)
         return self.last(F.relu(hidden))
 
 

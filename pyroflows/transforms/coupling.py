@@ -66,6 +66,7 @@ class Coupling(FlowTransform):
         super().__init__(event_shape, context_shape=context_shape)
         self.elementwise = get_map(elementwise)
         self.partition = get_partition(partition, self.event_shape, swap)
+        self.swap = self.partition.swap
         self.conditioner = conditioner
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -111,6 +111,7 @@ class InvertibleLinear(FlowTransform):
                 f"got {parameterization!r}"
             )
         super().__init__(event_shape)
+        self.parameterization = parameterization
         self.weight = _PARAMETERIZATIONS[parameterization](event_shape[0])
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,11 @@ class Partition(nn.Module):
     passes_shape: Size
     changes_shape: Size
 
+    def __init__(self, event_shape: tuple[int, ...], swap: bool = False) -> None:
+        super().__init__()
+        self.event_shape, self.swap = Size(event_shape), swap
+        self.event_dim = len(event_shape)
+
     def split(self, event: Tensor) -> tuple[Tensor, Tensor]:
         """What passes and what changes."""
         raise NotImplementedError
@@ -38,16 +43,14 @@ class Partition(nn.Module):
 class Halves(Partition):
     """The first half of the features (or channels) passes, the second changes."""
 
-    def __init__(self, event_shape: Size, swap: bool) -> None:
-        super().__init__()
-        self.event_dim = len(event_shape)
+    def __init__(self, event_shape: tuple[int, ...], swap: bool = False) -> None:
+        super().__init__(event_shape, swap)
         size, rest = event_shape[0], event_shape[1:]
         if self.event_dim == 3 and size < 2:
             raise ValueError(
                 f"halves of an image's channels need at least 2 channels, got shape {tuple(event_shape)}: "
                 "squeeze it first, or use the partition 'checkerboard'"
             )
-        self.swap = swap
         self.sizes = [size // 2, size - size // 2]
         self.passes_shape, self.changes_shape = (Size((n, *rest)) for n in _ordered(self.sizes, swap))
 
@@ -65,8 +68,8 @@ class Alternate(Partition):
 
     order: Tensor
 
-    def __init__(self, event_shape: Size, swap: bool) -> None:
-        super().__init__()
+    def __init__(self, event_shape: tuple[int, ...], swap: bool = False) -> None:
+        super().__init__(event_shape, swap)
         (size,) = event_shape
         self.offsets = _ordered([1, 0], swap)
         positions = [torch.arange(size)[offset::2] for offset in self.offsets]
@@ -86,12 +89,12 @@ class Checkerboard(Partition):
 
     mask: Tensor
 
-    def __init__(self, event_shape: Size, swap: bool) -> None:
-        super().__init__()
+    def __init__(self, event_shape: tuple[int, ...], swap: bool = False) -> None:
+        super().__init__(event_shape, swap)
         _, height, width = event_shape
         odd = (torch.arange(height)[:, None] + torch.arange(width)) % 2 == 1
         self.register_buffer("mask", ~odd if swap else odd, persistent=False)
-        self.passes_shape = self.changes_shape = event_shape
+        self.passes_shape = self.changes_shape = self.event_shape
 
     def split(self, event: Tensor) -> tuple[Tensor, Tensor]:
         return event.masked_fill(~self.mask, 0), event
@@ -106,10 +109,9 @@ class Checkerboard(Partition):
 class Nothing(Partition):
     """Nothing passes, all channels change: what the conditioner gives is learned, or the context's."""
 
-    def __init__(self, event_shape: Size, swap: bool) -> None:
-        super().__init__()
-        self.event_dim = len(event_shape)
-        self.passes_shape, self.changes_shape = Size((0, *event_shape[1:])), event_shape
+    def __init__(self, event_shape: tuple[int, ...], swap: bool = False) -> None:
+        super().__init__(event_shape, swap)
+        self.passes_shape, self.changes_shape = Size((0, *event_shape[1:])), self.event_shape
 
     def split(self, event: Tensor) -> tuple[Tensor, Tensor]:
         return event.narrow(-self.event_dim, 0, 0), event

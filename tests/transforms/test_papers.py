@@ -196,8 +196,8 @@ def _resnet(image: np.ndarray, weights: Weights, blocks: int = 2) -> np.ndarray:
 
     hidden = convolution(image, "first")
     for block in range(blocks):
-        inner = convolution(np.maximum(hidden, 0), f"blocks.{block}.1")
-        hidden = hidden + convolution(np.maximum(inner, 0), f"blocks.{block}.3")
+        inner = convolution(np.maximum(hidden, 0), f"residuals.{block}.1")
+        hidden = hidden + convolution(np.maximum(inner, 0), f"residuals.{block}.3")
     return _zero_convolution(np.maximum(hidden, 0), _below(weights, "last."))
 
 
