@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,17 +17,20 @@ with needs_fit_extra("pyroflows.plotting"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["plot_density", "plot_samples"]
+__all__ = ["plot_density", "plot_losses", "plot_samples"]
+
+# Of more dimensions a corner plot would be unreadable.
+_CORNER = 6
 
 
 def plot_samples(
     samples: Tensor, path: str | Path, *, real: Tensor | None = None, levels: int | None = None
 ) -> None:
-    """Write a picture of samples, beside real data where given: a grid of images, or a scatter of points.
+    """Write a picture of samples: a grid of images beside real ones, a corner plot of points over real ones.
 
     Args:
-        samples: `(N, C, H, W)` images, of 1 or 3 channels, or `(N, D)` points, of which two dimensions are
-            shown.
+        samples: `(N, C, H, W)` images, of 1 or 3 channels, or `(N, D)` points, of which up to six dimensions
+            are shown, each alone and in pairs.
         path: The file, whose ending gives its format.
         real: Real data of the same shape, as many or more.
         levels: Number of levels of integer images; reals are taken to be in [0, 1].
@@ -44,54 +48,102 @@ def plot_samples(
             f"expected images (N, 1 or 3, H, W) or points (N, D), got shape {tuple(samples.shape)}"
         )
     panels = {"samples": samples} if real is None else {"samples": samples, "real": real[: len(samples)]}
+    if samples.dim() == 2:
+        _save(_corner(panels), path)
+        return
     figure = _figure(4.5 * len(panels), 4.8)
-    for i, (title, data) in enumerate(panels.items()):
+    for i, (title, images) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
         axes.set_title(title)
-        if data.dim() == 4:
-            axes.imshow(_grid(data, levels).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_axis_off()
-        else:
-            _scatter(axes, data)
+        axes.imshow(_grid(images, levels).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+    _save(figure, path)
+
+
+def plot_losses(
+    losses: Sequence[float], path: str | Path, *, held_out: Sequence[float] = (), unit: str = "nats"
+) -> None:
+    """Write a picture of the losses of a fit's epochs.
+
+    Args:
+        losses: Of the training data.
+        path: The file, whose ending gives its format.
+        held_out: Of the held-out data.
+        unit: What they are in.
+
+    Raises:
+        ValueError: The file's format is unknown, or its folder is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_losses([3.0, 2.0, 1.8], f"{folder}/losses.png", held_out=[2.5, 2.1, 2.0])
+    """
+    figure = _figure(6, 4)
+    axes = figure.add_subplot()
+    for label, values in (("training", losses), ("held out", held_out)):
+        if values:
+            axes.plot(range(1, len(values) + 1), values, label=label, marker=".")
+    # What the first epochs come from would leave no room for what matters.
+    shown = sorted([*losses, *held_out])
+    if len(shown) > 40:
+        axes.set_ylim(top=shown[int(0.95 * (len(shown) - 1))] + 0.1 * (shown[-1] - shown[0] + 1e-6))
+    axes.set(xlabel="epoch", ylabel=unit)
+    axes.legend()
     _save(figure, path)
 
 
 def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resolution: int = 200) -> Axes:
-    """Draw the learned density of a flow of two dimensions, with the data over it.
+    """Draw the learned density of a flow of one or two dimensions, with the data over it.
 
     Args:
-        flow: A flow of event shape `(2,)`.
-        data: `(N, 2)`, which give the picture's limits.
+        flow: A flow of event shape `(1,)` or `(2,)`.
+        data: `(N, 1)` or `(N, 2)`, which give the picture's limits.
         axes: Where to draw; a new figure if not given.
         resolution: Points along each side.
 
     Raises:
-        ValueError: The flow is not one of two dimensions.
+        ValueError: The flow is not one of one or two dimensions.
 
     Example:
         >>> from pyroflows import realnvp
         >>> plot_density(Flow(realnvp(2)), torch.randn(100, 2), resolution=20).get_title()
         'learned density'
     """
-    if tuple(flow.transform.event_shape) != (2,):
-        raise ValueError(f"expected a flow of event shape (2,), got {tuple(flow.transform.event_shape)}")
+    event_shape = tuple(flow.transform.event_shape)
+    if event_shape not in ((1,), (2,)):
+        raise ValueError(f"expected a flow of event shape (1,) or (2,), got {event_shape}")
     if axes is None:
         axes = _figure(4.5, 4.5).add_subplot()
     low, high = data.min(0).values, data.max(0).values
     margin = 0.15 * (high - low)
-    x, y = (
+    x, *others = (
         torch.linspace(a, b, resolution, dtype=data.dtype, device=data.device)
         for a, b in zip((low - margin).tolist(), (high + margin).tolist(), strict=True)
     )
+    axes.set_title("learned density")
+    if not others:
+        with torch.no_grad():
+            density = flow().log_prob(x[:, None]).exp().cpu().numpy()
+        axes.hist(data[:, 0].cpu().numpy(), bins=50, density=True, color="lightgray")
+        axes.plot(x.cpu().numpy(), density)
+        return axes
+    (y,) = others
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     with torch.no_grad():
         density = flow().log_prob(grid).exp().cpu().numpy()
     axes.pcolormesh(x.cpu().numpy(), y.cpu().numpy(), density, cmap="magma", shading="auto", rasterized=True)
     points = data.cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=2, c="white", alpha=0.35, linewidths=0)
-    axes.set_title("learned density")
     axes.set_aspect("equal")
     return axes
+
+
+def save_density(flow: Flow, data: Tensor, path: str | Path) -> None:
+    """Write the picture of `plot_density`."""
+    figure = _figure(4.5, 4.5)
+    plot_density(flow, data, figure.add_subplot())
+    _save(figure, path)
 
 
 def _grid(images: Tensor, levels: int | None) -> Tensor:
@@ -108,10 +160,26 @@ def _grid(images: Tensor, levels: int | None) -> Tensor:
     return grid[0] if channels == 1 else grid.movedim(0, -1)
 
 
-def _scatter(axes: Axes, points: Tensor) -> None:
-    columns = points.detach().cpu().numpy()
-    second = columns[:, 1] if columns.shape[1] > 1 else 0 * columns[:, 0]
-    axes.scatter(columns[:, 0], second, s=4, alpha=0.5, linewidths=0)
+def _corner(panels: dict[str, Tensor]) -> Figure:
+    """Each dimension's histogram on the diagonal, each pair's scatter below it; real data in grey behind."""
+    columns = {title: points.detach().cpu().numpy()[:, :_CORNER] for title, points in panels.items()}
+    size = columns["samples"].shape[1]
+    figure = _figure(max(4.5, 2 * size), max(4.5, 2 * size))
+    drawn = [(title, columns[title], color) for title, color in _COLORS.items() if title in columns]
+    for row in range(size):
+        for column in range(row + 1):
+            axes = figure.add_subplot(size, size, row * size + column + 1)
+            for title, points, color in drawn:
+                if row == column:
+                    axes.hist(points[:, row], bins=40, density=True, alpha=0.6, color=color, label=title)
+                else:
+                    axes.scatter(points[:, column], points[:, row], s=4, alpha=0.5, linewidths=0, color=color)
+            axes.tick_params(labelsize=7)
+    figure.axes[0].legend(fontsize=7)
+    return figure
+
+
+_COLORS = {"real": "darkgray", "samples": "tab:blue"}
 
 
 def _figure(width: float, height: float) -> Figure:
