@@ -1,4 +1,4 @@
-"""Data to fit: digits, three densities in the plane, and arrays in files."""
+"""Data to fit: digits, three densities in the plane, arrays in files, and folders of images."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Data:
         levels: Number of grey levels of integer data, or `None` for reals.
         train_labels: `(N,)` integers, the classes of the training data, or `None`.
         test_labels: Those of the held-out data.
+        skipped: Files that could not be read and were left out.
     """
 
     train: Tensor
@@ -33,9 +34,10 @@ class Data:
     levels: int | None
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
+    skipped: tuple[Path, ...] = ()
 
 
-def load(name: str | Path) -> Data:
+def load(name: str | Path, *, skip_bad: bool = False) -> Data:
     """Load data by name or from a file.
 
     * `"digits"`: scikit-learn's 1,797 images of digits, 8x8, 17 grey levels, with labels; 297 are held out.
@@ -43,7 +45,14 @@ def load(name: str | Path) -> Data:
     * `.npz` with `x`, or `x_train` and `x_test`, and integer labels `y`, or `y_train` and `y_test`, if
       there are any; `.npy`.
 
+    * A folder of PNG and JPEG images, of one size, with its subfolders; or with the subfolders `train` and
+      `test`.
+
     Images are `uint8` of shape `(N, H, W)`, `(N, H, W, C)` or `(N, C, H, W)`; tables are of shape `(N, D)`.
+
+    Args:
+        name: A name, a file or a folder.
+        skip_bad: Leave out images of a folder that can't be read or are of another size, and say which.
 
     Raises:
         ValueError: There is no such data or file, or it is not of that kind.
@@ -61,7 +70,11 @@ def load(name: str | Path) -> Data:
     path = Path(name)
     if not path.exists():
         names = ", ".join(map(repr, ["digits", *_PLANE]))
-        raise ValueError(f"expected {names} or a .npz or .npy file, got {str(path)!r}: no such file")
+        raise ValueError(
+            f"expected {names}, a .npz or .npy file or a folder of images, got {str(path)!r}: no such file"
+        )
+    if path.is_dir():
+        return _folder(path, skip_bad)
     arrays = _read(path)
     tensors = {key: _as_data(array, path, key) for key, array in arrays.items() if key.startswith("x")}
     train, test = tensors.get("x_train", tensors.get("x")), tensors.get("x_test")
@@ -69,11 +82,8 @@ def load(name: str | Path) -> Data:
         raise ValueError(
             f"expected an array 'x', or 'x_train' and 'x_test', in {path}, got {sorted(tensors)}"
         )
-    if test is not None and test.shape[1:] != train.shape[1:]:
-        raise ValueError(
-            f"expected x_train and x_test in {path} to be of one shape, "
-            f"got {tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
-        )
+    if test is not None:
+        _check_shapes(train, test, path)
     levels = None if train.is_floating_point() else 256
     train_labels = _as_labels(arrays.get("y_train", arrays.get("y")), len(train))
     test_labels = None if test is None else _as_labels(arrays.get("y_test"), len(test))
@@ -115,6 +125,55 @@ def _eight_gaussians(n: int) -> np.ndarray:
 
 
 _PLANE = {"moons": _moons, "checkerboard": _checkerboard, "eight_gaussians": _eight_gaussians}
+
+
+def _folder(path: Path, skip_bad: bool) -> Data:
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        train, skipped = _images(path / "train", skip_bad)
+        test, also_skipped = _images(path / "test", skip_bad)
+        _check_shapes(train, test, path)
+        return Data(train, test, 256, skipped=skipped + also_skipped)
+    train, skipped = _images(path, skip_bad)
+    return Data(train, None, 256, skipped=skipped)
+
+
+def _images(folder: Path, skip_bad: bool) -> tuple[Tensor, tuple[Path, ...]]:
+    """The images of a folder, `(N, C, H, W)` uint8 in the order of their names, and those left out."""
+    with needs_fit_extra("images"):
+        from PIL import Image
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    images: list[np.ndarray] = []
+    skipped: list[Path] = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+            if images and pixels.shape[:2] != images[0].shape[:2]:
+                raise ValueError(f"it is of {_size(pixels)} pixels, those before it of {_size(images[0])}")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if not skip_bad:
+                raise ValueError(f"expected a readable image as {file}, or skip_bad: {error}") from None
+            skipped.append(file)
+        else:
+            images.append(pixels)
+    if not images:
+        raise ValueError(f"expected PNG or JPEG images in {folder}, got none that can be read")
+    if any(image.ndim == 3 for image in images):
+        images = [image if image.ndim == 3 else np.stack(3 * [image], -1) for image in images]
+    stacked = torch.from_numpy(np.stack(images))
+    return (stacked.movedim(-1, 1) if stacked.dim() == 4 else stacked[:, None]).contiguous(), tuple(skipped)
+
+
+def _size(pixels: np.ndarray) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+def _check_shapes(train: Tensor, test: Tensor, path: Path) -> None:
+    if test.shape[1:] != train.shape[1:]:
+        raise ValueError(
+            f"expected training and test data in {path} to be of one shape, "
+            f"got {tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
+        )
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -102,6 +103,53 @@ def _bad_files(folder: Path) -> dict[str, str]:
         "two.npz": "of one shape",
         "missing.npz": "no such file",
     }
+
+
+def _pictures(folder: Path, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    folder.mkdir(parents=True)
+    arrays = [
+        np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8) for i, shape in enumerate(shapes)
+    ]
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / f"{i}.png")
+    return arrays
+
+
+def test_a_folder_of_images(tmp_path: Path) -> None:
+    grey = _pictures(tmp_path / "grey", (6, 4), (6, 4))
+    data = load(tmp_path / "grey")
+    assert (data.test, data.levels, data.train.dtype) == (None, 256, torch.uint8)
+    assert np.array_equal(data.train[:, 0].numpy(), np.stack(grey))
+    colour = _pictures(tmp_path / "mixed" / "sub", (6, 4, 3), (6, 4))
+    mixed = load(str(tmp_path / "mixed")).train
+    assert mixed.shape == (2, 3, 6, 4)
+    assert np.array_equal(mixed[0].movedim(0, -1).numpy(), colour[0])
+    assert all(np.array_equal(channel.numpy(), colour[1]) for channel in mixed[1])
+    Image.fromarray(grey[0]).save(tmp_path / "grey" / "z.jpg")
+    assert len(load(tmp_path / "grey").train) == 3
+
+
+def test_a_folder_with_a_test_part(tmp_path: Path) -> None:
+    _pictures(tmp_path / "train", (4, 4), (4, 4))
+    _pictures(tmp_path / "test", (4, 4))
+    data = load(tmp_path)
+    assert (len(data.train), len(data.test)) == (2, 1)
+
+
+def test_bad_images_are_named_or_left_out(tmp_path: Path) -> None:
+    _pictures(tmp_path / "x", (4, 4), (4, 4), (4, 6))
+    with pytest.raises(ValueError, match=r"2.png, or skip_bad: it is of 6x4 pixels, those before it of 4x4"):
+        load(tmp_path / "x")
+    (tmp_path / "x" / "2.png").write_bytes((tmp_path / "x" / "1.png").read_bytes()[:50])
+    (tmp_path / "x" / "3.jpeg").write_text("no image")
+    with pytest.raises(ValueError, match=r"expected a readable image as .*2.png"):
+        load(tmp_path / "x")
+    data = load(tmp_path / "x", skip_bad=True)
+    assert len(data.train) == 2
+    assert [file.name for file in data.skipped] == ["2.png", "3.jpeg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"PNG or JPEG images in .*empty, got none"):
+        load(tmp_path / "empty")
 
 
 def test_bad_files(tmp_path: Path) -> None:
