@@ -1,0 +1,178 @@
+"""What watches over a fit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyroflows._extras import needs_fit_extra
+from pyroflows.distributions import Dequantized, Flow
+from pyroflows.plotting import plot_samples
+from pyroflows.training.data import as_list
+from pyroflows.training.density import DensityModule
+from pyroflows.transforms.base import FlowTransform
+
+with needs_fit_extra("pyroflows.training"):
+    import lightning
+
+__all__ = ["Pictures", "Watch", "draw_samples", "first_non_finite", "round_trip_error"]
+
+# On an accelerator looking at a loss waits for it, so it is looked at now and then.
+_EVERY = 25
+
+
+class Watch(lightning.Callback):
+    """Stops a fit whose loss or weights are not finite, and warns once of an inverse that is none.
+
+    It comes before what saves checkpoints, so none of these has weights that are not finite.
+
+    Raises:
+        FloatingPointError: The loss or a weight is not finite.
+    """
+
+    def __init__(self) -> None:
+        self.warned = False
+        self.batch: list[Tensor] | None = None
+        self.held_out: list[Tensor] | None = None
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.batch = as_list(batch)
+
+    def on_validation_batch_start(
+        self,
+        trainer: lightning.Trainer,
+        module: lightning.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self.held_out = as_list(batch)
+
+    def on_before_backward(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, loss: Tensor
+    ) -> None:
+        if (loss.device.type == "cpu" or trainer.global_step % _EVERY == 0) and not loss.isfinite():
+            self._stop(trainer, module, f"the loss is {loss.item()}")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        loss = trainer.callback_metrics["loss"]
+        if not loss.isfinite():
+            self._stop(trainer, module, f"the loss is {loss.item()}")
+        for name, parameter in module.named_parameters():
+            if not parameter.isfinite().all():
+                self._stop(trainer, module, f"{name} is not finite")
+        shown = self.batch if self.held_out is None else self.held_out
+        if self.warned or shown is None:
+            return
+        assert isinstance(module, DensityModule)
+        data, *given = shown
+        with torch.random.fork_rng(), torch.no_grad(), _evaluating(module):
+            error = round_trip_error(module.flow, module.reals(data, *given)[:64], *(c[:64] for c in given))
+        if not error <= 1e-2:
+            self.warned = True
+            warnings.warn(
+                f"after epoch {trainer.current_epoch} the flow's inverse is not one: data that go to the "
+                f"latent and back differ by {error:.2g}; samples and their densities can't be trusted: use a "
+                "lower lr, fewer steps, or double precision",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"warned": self.warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.warned = state_dict["warned"]
+
+    def _stop(self, trainer: lightning.Trainer, module: lightning.LightningModule, what: str) -> None:
+        assert isinstance(module, DensityModule)
+        assert self.batch is not None
+        data, *given = self.batch
+        with torch.no_grad():
+            culprit = first_non_finite(module.flow, module.reals(data, *given), *given)
+        raise FloatingPointError(
+            f"{what} at step {trainer.global_step}, in epoch {trainer.current_epoch}; "
+            f"{culprit}; the checkpoint of the last epoch is kept: use a lower lr, or look at the data"
+        )
+
+
+class Pictures(lightning.Callback):
+    """Writes `samples.png` every so many epochs."""
+
+    def __init__(self, folder: Path, every: int, real: Tensor | None) -> None:
+        self.folder, self.every, self.real = folder, every, real
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        assert isinstance(module, DensityModule)
+        if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every == 0:
+            with torch.random.fork_rng(), _evaluating(module):
+                draw_samples(module.flow, module.levels, self.folder, self.real)
+
+
+def draw_samples(flow: Flow, levels: int | None, folder: Path, real: Tensor | None) -> None:
+    """Write `samples.png`: a grid of 64 images, or 1,000 points; nothing for what can't be shown."""
+    shape = tuple(flow.transform.event_shape)
+    if flow.transform.context_shape is not None or (len(shape) == 3 and shape[0] not in (1, 3)):
+        return
+    distribution = flow()
+    with torch.no_grad():
+        x = (distribution if levels is None else Dequantized(distribution, levels)).sample(
+            (64 if len(shape) == 3 else 1000,)
+        )
+    # A young flow may have samples that are not finite.
+    plot_samples(x.nan_to_num(0.0, 0.0, 0.0), folder / "samples.png", real=real, levels=levels)
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
+
+
+def round_trip_error(flow: Flow, data: Tensor, context: Tensor | None = None) -> float:
+    """The largest difference between data and what the inverse and the transform make of them."""
+    transform = flow(context).transforms[0]
+    # Not by the views: those would remember the data.
+    z, _ = transform.inv.call_and_ladj(data)
+    x, _ = transform.call_and_ladj(z.clone())
+    return (x - data).abs().max().item()
+
+
+def first_non_finite(flow: Flow, data: Tensor, context: Tensor | None = None) -> str:
+    """The first transform, from data to latent, that gives what is not finite, in words."""
+    if not data.isfinite().all():
+        return "the data themselves are not finite"
+    found: list[str] = []
+    parts = [(name, part) for name, part in flow.named_modules() if isinstance(part, FlowTransform)]
+
+    def watched(name: str, part: FlowTransform) -> Any:
+        inverse = part._inverse_and_ladj
+
+        def evaluate(x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+            z, ladj = inverse(x, given)
+            if not (found or (z.isfinite().all() and ladj.isfinite().all())):
+                found.append(f"the first output that is not finite is of {name} ({type(part).__name__})")
+            return z, ladj
+
+        return evaluate
+
+    try:
+        for name, part in parts:
+            part.__dict__["_inverse_and_ladj"] = watched(name, part)
+        flow(context).transforms[0].inv.call_and_ladj(data)
+    finally:
+        for _, part in parts:
+            part.__dict__.pop("_inverse_and_ladj", None)
+    return found[0] if found else "every transform's output is finite, the base's log-density is not"

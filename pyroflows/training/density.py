@@ -1,0 +1,180 @@
+"""Maximum likelihood of a flow as a Lightning module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyroflows._extras import needs_fit_extra
+from pyroflows.distributions import Dequantized, Flow
+from pyroflows.training.data import Rows, SeededLoader, as_list, batches
+from pyroflows.training.svi import SVIModule
+
+with needs_fit_extra("pyroflows.training"):
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
+__all__ = ["DensityModule"]
+
+
+class DensityModule(SVIModule):
+    """The negative log-likelihood of a flow, and how it is minimised.
+
+    What is random in an epoch, the order of the data and the noise, is a function of the seed, the epoch and
+    the process: a run that goes on from an epoch's end goes on as if it had not stopped.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        levels: int | None,
+        noise: Flow | None = None,
+        *,
+        rows: Rows | DataLoader[Any] | None = None,
+        val_rows: Rows | DataLoader[Any] | None = None,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(flow)
+        self.levels, self.noise = levels, noise
+        self.rows, self.val_rows, self.batch_size = rows, val_rows, batch_size
+        self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
+        self.options = options
+        self.losses: list[float] = []
+        self.val_losses: list[float] = []
+        self._epoch_losses: list[Tensor] = []
+
+    @property
+    def flow(self) -> Flow:
+        assert isinstance(self.model, Flow)
+        return self.model
+
+    @property
+    def unit(self) -> str:
+        return "nats" if self.levels is None else "bits/dim"
+
+    def reals(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
+        """The data as the flow sees them."""
+        return batch if self.levels is None else self._of_integers(context).dequantize(batch)
+
+    def objective(self, batch: Any) -> Tensor:
+        """Mean nats, or bits per dimension of integers."""
+        data, *given = as_list(batch)
+        context = given[0] if given else None
+        if self.levels is None:
+            return -self.flow(context).log_prob(data).mean()
+        return self._of_integers(context).bits_per_dim(data).mean()
+
+    def _of_integers(self, context: Tensor | None) -> Dequantized:
+        assert self.levels is not None
+        return Dequantized(self.flow(context), self.levels, self.noise)
+
+    # Lightning's hooks
+
+    def setup(self, stage: str) -> None:
+        """All parameters are modules': there is none to be found."""
+
+    def train_dataloader(self) -> Iterable[Any]:
+        assert self.rows is not None
+        if isinstance(self.rows, DataLoader) and self.trainer.world_size == 1:
+            return SeededLoader(self.rows, lambda: self._random_seed("order"))
+        return batches(
+            self.rows,
+            self.batch_size,
+            seed=self.seed,
+            epoch=lambda: self.trainer.current_epoch,
+            shuffle=True,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        if self.val_rows is None:
+            return []
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        return batches(self.val_rows, 256, rank=rank, world_size=world_size)
+
+    def on_train_batch_start(self, batch: Any, index: int) -> None:
+        if index == 0:
+            torch.manual_seed(self._random_seed("noise"))
+
+    def _random_seed(self, what: str) -> int:
+        """A seed for the epoch's order of data, or for a process's noise in it."""
+        rank = 1 + self.trainer.global_rank if what == "noise" else 0
+        return (self.seed * 1_000_003 + self.trainer.current_epoch) * 4_099 + rank
+
+    def training_step(self, batch: Any, index: int) -> Tensor:
+        loss = self.objective(batch)
+        self.log(self.unit, loss, prog_bar=True)
+        self.log("loss", loss, prog_bar=False)
+        self._epoch_losses.append(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.losses.append(self._over_processes(torch.stack(self._epoch_losses).mean(), "mean").item())
+        self._epoch_losses.clear()
+
+    def on_validation_epoch_start(self) -> None:
+        # The same noise each time, and the training's goes on as if there were no validation.
+        self._forked = torch.random.fork_rng()
+        self._forked.__enter__()
+        torch.manual_seed(self.seed)
+        self._held_out = torch.zeros(2, device=self.device)
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        size = len(as_list(batch)[0])
+        loss = self.objective(batch)
+        self._held_out = self._held_out + torch.stack([loss * size, loss.new_tensor(size)])
+
+    def on_validation_epoch_end(self) -> None:
+        self._forked.__exit__(None, None, None)
+        # By sums of reals: Lightning's own mean over processes rounds the number of data.
+        total, count = self._over_processes(self._held_out, "sum")
+        self.val_losses.append((total / count).item())
+        self.log("held out", total / count, prog_bar=True, sync_dist=True)
+
+    def _over_processes(self, value: Tensor, how: str) -> Tensor:
+        reduced = self.trainer.strategy.reduce(value, reduce_op=how)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["losses"], checkpoint["val_losses"] = self.losses, self.val_losses
+        checkpoint["options"] = self.options
+        last_epoch = self.trainer.current_epoch + 1 == self.trainer.max_epochs
+        checkpoint["finished"] = last_epoch or self.trainer.should_stop
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["options"] != self.options:
+            raise ValueError(
+                f"the run was started with {checkpoint['options']}: go on with these, not with {self.options}"
+            )
+        self.losses, self.val_losses = checkpoint["losses"], checkpoint["val_losses"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        # The networks' matrices and kernels decay; zero is no natural value of the other parameters.
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        decays = {name for name, p in named if "conditioner" in name and p.dim() > 1}
+        groups = [
+            {"params": [p for name, p in named if name in decays], "weight_decay": self.weight_decay},
+            {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
+        ]
+        # With gradients that are scaled, Lightning does not clip for an optimizer that unscales them itself.
+        fused = "mixed" not in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = max(1, min(50, total // 10))
+
+        def schedule(step: int) -> float:
+            cosine = (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
+            return min(1.0, (step + 1) / warmup) * cosine
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,146 @@
+"""Whatever data come as; and two processes see what one sees."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyroflows import Flow, fit, realnvp
+from pyroflows.training import score
+from pyroflows.training.data import Batches
+
+
+@given(
+    n=st.integers(1, 50),
+    batch_size=st.integers(1, 9),
+    world_size=st.integers(1, 3),
+    epoch=st.integers(0, 3),
+    shuffle=st.booleans(),
+)
+def test_processes_share_out_what_one_would_see(n, batch_size, world_size, epoch, shuffle) -> None:
+    def of(rank: int, world: int, size: int) -> list[list[int]]:
+        options = {"seed": 5, "epoch": lambda: epoch, "shuffle": shuffle}
+        return list(Batches(n, size, rank=rank, world_size=world, **options))
+
+    one = of(0, 1, batch_size * world_size)
+    several = [of(rank, world_size, batch_size) for rank in range(world_size)]
+    for step, batch in enumerate(one):
+        together = [i for own in several if step < len(own) for i in own[step]]
+        assert sorted(together) == sorted(batch)
+    seen = [i for batch in one for i in batch]
+    assert len(set(seen)) == len(seen)
+    if not shuffle:
+        assert seen == list(range(n))
+
+
+def test_each_epoch_has_its_order() -> None:
+    orders = [list(Batches(20, 5, epoch=lambda e=e: e, shuffle=True)) for e in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+
+
+def _data() -> torch.Tensor:
+    return torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+
+def _fitted(data, **options) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    flow = Flow(realnvp(2, steps=2, hidden_features=(8,)))
+    fit(flow, data, max_epochs=2, batch_size=16, progress_bar=False, **options)
+    return [parameter.detach() for parameter in flow.parameters()]
+
+
+def test_tensors_arrays_and_datasets_are_the_same() -> None:
+    want = _fitted(_data())
+    for data in (_data().numpy(), TensorDataset(_data()), list_dataset(_data())):
+        assert all(torch.equal(a, b) for a, b in zip(_fitted(data), want, strict=True))
+    loader = DataLoader(_data(), batch_size=16, shuffle=True)
+    assert not all(torch.equal(a, b) for a, b in zip(_fitted(loader), want, strict=True))
+    flow = Flow(realnvp(2))
+    assert score(flow, loader) == pytest.approx(score(flow, _data()), abs=1e-5)
+
+
+def test_a_file_and_its_test_part(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x_train=_data().numpy(), x_test=_data()[:10].numpy())
+    flow = Flow(realnvp(2))
+    result = fit(flow, tmp_path / "x.npz", max_epochs=1, progress_bar=False)
+    assert result.score == pytest.approx(score(flow, _data()[:10]), abs=1e-5)
+
+
+def list_dataset(data: torch.Tensor) -> torch.utils.data.Dataset:
+    class Items(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return data[index]
+
+    return Items()
+
+
+def test_contexts_in_a_dataset() -> None:
+    context = torch.randn(64, 3)
+    flow = Flow(realnvp(2, context_dim=3))
+    want = score(flow, _data(), context=context)
+    assert score(flow, TensorDataset(_data(), context)) == pytest.approx(want, abs=1e-6)
+    fit(flow, TensorDataset(_data(), context), max_epochs=1, progress_bar=False)
+
+
+BAD = [
+    ([1, 2], r"a tensor, an array, a Dataset with a length or a DataLoader, got <class 'list'>"),
+    ("missing.npz", "no such file"),
+    (np.full((3, 2), np.nan, np.float32), "a value that is not in row 0"),
+    (np.zeros((3, 4), np.float32), r"data of shape \(N, 2\), got \(3, 4\)"),
+    (TensorDataset(torch.zeros(4, 3)), r"data of shape \(N, 2\), got \(1, 3\)"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), BAD)
+def test_bad_data(data, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(Flow(realnvp(2)), data, progress_bar=False)
+    with pytest.raises(ValueError, match="context= goes with a tensor"):
+        fit(Flow(realnvp(2)), TensorDataset(torch.zeros(4, 2)), context=torch.zeros(4, 1), progress_bar=False)
+
+
+SCRIPT = """
+import sys, lightning, torch
+from pyroflows import Flow, fit, glow
+from pyroflows.training.fit import is_main_process
+
+class Record(lightning.Callback):
+    gradients = []
+    def on_after_backward(self, trainer, module):
+        self.gradients.append([p.grad.clone() for p in module.parameters()])
+
+devices, batch_size, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.manual_seed(0)
+data = torch.randn(70, 2, 4, 4, dtype=torch.float64)
+flow = Flow(glow((2, 4, 4), levels=2, steps=1, hidden_channels=8)).double()
+result = fit(flow, data, data[:11], max_epochs=2, batch_size=batch_size, accelerator="cpu", devices=devices,
+             precision="64-true", callbacks=[Record()], patience=2, progress_bar=False)
+if is_main_process():
+    torch.save((Record.gradients, result.losses, result.val_losses, result.score), path)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    results = []
+    for devices, batch_size in ((1, 16), (2, 8)):
+        command = [sys.executable, "script.py", str(devices), str(batch_size), f"{devices}.pt"]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+        results.append(torch.load(tmp_path / f"{devices}.pt", weights_only=True))
+    (one, *one_scores), (two, *two_scores) = results
+    assert len(one) == len(two) == 2 * (70 // 16)
+    for a, b in zip(one, two, strict=True):
+        for x, y in zip(a, b, strict=True):
+            torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
+    for a, b in zip(one_scores, two_scores, strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
