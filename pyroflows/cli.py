@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,14 +13,17 @@ import torch
 
 from pyroflows._extras import needs_fit_extra
 from pyroflows.datasets import Data, load
-from pyroflows.distributions import Dequantized
+from pyroflows.distributions import Dequantized, Flow
+from pyroflows.transforms import glow
 
 with needs_fit_extra("the command line"):
     import typer
+    from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
     from pyroflows.plotting import plot_samples
-    from pyroflows.runs import CHECKPOINT, METRICS, SAMPLES, Recipe, Run
+    from pyroflows.runs import CHECKPOINT, METRICS, Run
     from pyroflows.training import fit, score
+    from pyroflows.training.fit import LAST, is_main_process
 
 __all__ = ["app", "main"]
 
@@ -31,8 +35,12 @@ app = typer.Typer(
 )
 
 _DATA_HELP = (
-    "'digits', 'moons', 'checkerboard', 'eight_gaussians', or a .npz (x, or x_train and x_test) or .npy file"
+    "'digits', 'moons', 'checkerboard', 'eight_gaussians', a .npz (x, or x_train and x_test) or .npy file, "
+    "or a folder of PNG or JPEG images"
 )
+
+
+_LOGGERS: dict[str, Callable[..., Logger]] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
 
 
 @app.command("fit")
@@ -47,16 +55,37 @@ def fit_command(
     coupling: Annotated[
         str, typer.Option(help="additive, affine (Glow's), spline or logistic_mixture (Flow++'s).")
     ] = "affine",
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better held-out score.")
+    ] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, as 0.999.")] = None,
+    precision: Annotated[str, typer.Option(help="Lightning's, as bf16-mixed.")] = "32-true",
+    accelerator: Annotated[str, typer.Option(help="cpu, gpu or what there is.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Number of processes, each with its own batches.")] = 1,
+    strategy: Annotated[str, typer.Option(help="Lightning's, as ddp or fsdp.")] = "auto",
+    sample_every: Annotated[
+        int | None, typer.Option(help="Write samples.png every so many epochs, not only at the end.")
+    ] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Write the losses of the steps to OUT/log: csv or tensorboard.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out a folder's images that can't be read.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
-    """Fit a Glow to DATA, and write the checkpoint, samples.png and metrics.json."""
+    """Fit a Glow to DATA, and write the flow, pictures and metrics.json to a folder."""
     start = time.perf_counter()
-    dataset = _hold_out(load(data))
+    dataset = _hold_out(load(data, skip_bad=skip_bad))
     torch.manual_seed(seed)
-    recipe = _recipe(dataset, coupling)
-    flow = recipe.build()
+    flow = _flow(dataset, coupling)
     folder = Path("runs") / Path(data).stem if out is None else out
     _make_folder(folder)
+    if not resume and (folder / LAST).exists() and not (folder / METRICS).exists():
+        raise ValueError(
+            f"{folder} holds a run that has not ended: go on with it by --resume, or choose another --out"
+        )
     if max_epochs is None:
         max_epochs = math.ceil(1100 * batch_size / len(dataset.train))
     assert dataset.test is not None
@@ -68,20 +97,34 @@ def fit_command(
         max_epochs=max_epochs,
         batch_size=batch_size,
         lr=lr,
+        patience=patience,
+        ema=ema,
+        precision=precision,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
         seed=seed,
+        out=folder,
+        resume=resume,
+        sample_every=sample_every,
+        logger=_logger(log, folder),
     )
-    run = Run(flow, recipe)
+    if not is_main_process():
+        return
+    if dataset.skipped:
+        names = ", ".join(file.name for file in dataset.skipped[:10])
+        print(f"left out {len(dataset.skipped)} images that can't be read: {names}")
     unit = _unit(dataset.levels)
     metrics = {
         unit: result.score,
         f"train_{unit}": result.losses[-1],
-        "epochs": max_epochs,
+        "epochs": len(result.losses),
+        "skipped": len(dataset.skipped),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    run.save(folder, metrics)
-    plot_samples(_draw(run, 64, 1.0), folder / SAMPLES, real=dataset.test, levels=dataset.levels)
+    Run(flow, dataset.levels).save(folder, metrics)
     print(f"held out: {result.score:.3f} {unit.replace('_', ' ')}, after {metrics['seconds']} s")
-    print(f"wrote {CHECKPOINT}, {METRICS} and {SAMPLES} to {folder}")
+    print(f"wrote {CHECKPOINT}, {METRICS}, checkpoints and pictures to {folder}")
 
 
 @app.command()
@@ -95,7 +138,7 @@ def sample(
     """Draw samples from a fitted flow."""
     loaded = Run.load(run)
     torch.manual_seed(seed)
-    plot_samples(_draw(loaded, n, temperature), output, levels=loaded.recipe.levels)
+    plot_samples(_draw(loaded, n, temperature), output, levels=loaded.levels)
     print(f"wrote {n} samples to {output}")
 
 
@@ -108,7 +151,7 @@ def score_command(
     loaded = Run.load(run)
     dataset = load(data)
     torch.manual_seed(0)
-    levels = loaded.recipe.levels
+    levels = loaded.levels
     value = score(loaded.flow, dataset.train if dataset.test is None else dataset.test, levels=levels)
     print(f"{value:.4f} {_unit(levels).replace('_', ' ')}")
 
@@ -119,7 +162,7 @@ def _unit(levels: int | None) -> str:
 
 def _draw(run: Run, n: int, temperature: float) -> torch.Tensor:
     distribution = run.flow(temperature=temperature)
-    levels = run.recipe.levels
+    levels = run.levels
     return (distribution if levels is None else Dequantized(distribution, levels)).sample((n,))
 
 
@@ -130,15 +173,25 @@ def _hold_out(data: Data) -> Data:
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     held_out = max(1, len(data.train) // 10)
     kept, out = order[held_out:], order[:held_out]
-    return Data(data.train[kept], data.train[out], data.levels)
+    return Data(data.train[kept], data.train[out], data.levels, skipped=data.skipped)
 
 
-def _recipe(data: Data, coupling: str) -> Recipe:
+def _flow(data: Data, coupling: str) -> Flow:
     event_shape = tuple(data.train.shape[1:])
-    options: dict[str, object] = {"steps": 8, "dropout": 0.0, "coupling": coupling}
-    if len(event_shape) == 3:
-        options |= {"hidden_channels": 64, "dropout": 0.2}
-    return Recipe("glow", event_shape, options, data.levels)
+    if len(event_shape) == 1:
+        return Flow(glow(event_shape, steps=8, coupling=coupling))
+    return Flow(glow(event_shape, steps=8, hidden_channels=64, dropout=0.2, coupling=coupling))
+
+
+def _logger(kind: str | None, folder: Path) -> Logger | bool:
+    if kind is None:
+        return False
+    if kind not in _LOGGERS:
+        raise ValueError(f"expected --log to be one of {sorted(_LOGGERS)}, got {kind!r}")
+    try:
+        return _LOGGERS[kind](folder, name="", version="log")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--log {kind} needs a package that is not installed: {error}") from None
 
 
 def _make_folder(folder: Path) -> None:
@@ -155,3 +208,6 @@ def main() -> None:
     except ValueError as error:
         print(f"pyroflows: {error}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"pyroflows: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from pyroflows import cli
 from pyroflows.datasets import load
 from pyroflows.runs import Run
+from pyroflows.state import write_state
 from pyroflows.transforms import Coupling, SplineMap
 
 Call = Callable[..., str]
@@ -46,8 +48,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+WRITTEN = ["best.ckpt", "flow.safetensors", "last.ckpt", "losses.png", "metrics.json", "samples.png"]
+
+
 def test_fit_writes_checkpoint_pictures_and_metrics(run_folder: Path) -> None:
-    assert {path.name for path in run_folder.iterdir()} == {"flow.safetensors", "metrics.json", "samples.png"}
+    assert {path.name for path in run_folder.iterdir()} == set(WRITTEN)
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert 2.0 < metrics["bits_per_dim"] < 8
     assert metrics["seconds"] > 0
@@ -99,18 +104,44 @@ def test_fit_with_another_coupling(call: Call, tmp_path: Path) -> None:
     assert all(isinstance(coupling.elementwise, SplineMap) for coupling in couplings)
 
 
+def test_fit_is_logged_and_goes_on_where_it_was(call: Call, tmp_path: Path) -> None:
+    """What is not finished is not overwritten by mistake; a folder's bad images are counted."""
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (4, 4), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "bad.png").write_text("no image")
+    arguments = ("fit", tmp_path / "images", "--out", tmp_path / "run", "--max-epochs", 2, "--batch-size", 8)
+    assert "bad.png" in call(*arguments, status=2)
+    arguments = (*arguments, "--skip-bad", "--log", "csv")
+    assert "left out 1 images that can't be read: bad.png" in call(*arguments)
+    assert "held out" in (tmp_path / "run" / "log" / "metrics.csv").read_text()
+    flow = (tmp_path / "run" / "flow.safetensors").read_bytes()
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert "holds a run that has not ended: go on with it by --resume" in call(*arguments, status=2)
+    call(*arguments, "--resume")
+    assert (tmp_path / "run" / "flow.safetensors").read_bytes() == flow
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["skipped"] == 1
+
+
+def test_a_fit_that_is_not_finite_has_status_1(call: Call, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.concatenate([np.ones((50, 2)), np.full((50, 2), 1e38)]).astype(np.float32))
+    error = call("fit", tmp_path / "x.npy", "--out", tmp_path / "run", "--max-epochs", 3, status=1)
+    assert "the loss is" in error
+
+
 def test_fit_of_an_archive_of_images(call: Call, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 12, 12), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", x_train=images, x_test=images[:8], y_train=np.arange(40))
     call("fit", tmp_path / "images.npz", "--out", tmp_path / "run", "--max-epochs", 1, "--batch-size", 16)
-    assert Run.load(tmp_path / "run").recipe.event_shape == [1, 12, 12]
+    assert Run.load(tmp_path / "run").flow.transform.event_shape == (1, 12, 12)
 
 
 def test_the_checkpoint_is_the_flow(run_folder: Path) -> None:
     first, second = Run.load(run_folder), Run.load(run_folder)
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(first.flow().log_prob(x), second.flow().log_prob(x))
-    assert first.recipe.levels == 17
+    assert first.levels == 17
 
 
 def _one_line(text: str) -> str:
@@ -130,6 +161,7 @@ def test_bad_data_is_one_line_and_status_2(run_folder: Path, call: Call, tmp_pat
         (("fit", "digits", "--lr", "-1", "--out", run_folder), "positive lr"),
         (("fit", "digits", "--coupling", "cubic", "--out", run_folder), "one of ['additive', 'affine'"),
         (("fit", "digits", "--out", tmp_path / "odd.npy"), "expected a folder to write to"),
+        (("fit", "digits", "--log", "xml", "--out", run_folder), "one of ['csv', 'tensorboard'], got 'xml'"),
         (("score", run_folder, tmp_path / "large.npy"), r"(N, 1, 8, 8), got (3, 1, 12, 12)"),
         (("score", run_folder, tmp_path / "bright.npy"), "integers 0 to 16"),
         (("score", tmp_path, "digits"), "expected the folder of a run"),
@@ -153,9 +185,9 @@ def test_what_is_not_a_checkpoint_is_one_line_and_status_2(
     def foreign() -> None:
         save_file({"weight": torch.zeros(3)}, checkpoint)
 
-    def other_recipe() -> None:
-        config = {"name": "os.system", "event_shape": [2], "options": {}, "levels": None}
-        save_file({"weight": torch.zeros(3)}, checkpoint, metadata={"pyroflows": json.dumps(config)})
+    def other_class() -> None:
+        config = {"class": "os.system", "arguments": {"command": "true"}}
+        write_state({"flow": {"transform": config, "base": None}, "weights": {}, "extra": {}}, checkpoint)
 
     writers = [
         lambda: checkpoint.write_bytes(b"no checkpoint"),
@@ -164,7 +196,7 @@ def test_what_is_not_a_checkpoint_is_one_line_and_status_2(
         lambda: checkpoint.write_bytes(bytes(flipped)),
         lambda: torch.save({"weight": torch.zeros(3)}, checkpoint),
         foreign,
-        other_recipe,
+        other_class,
     ]
     for write in writers:
         write()

@@ -4,15 +4,17 @@ import re
 from pathlib import Path
 
 import pyro
+import pytest
 import torch
 
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_python_blocks_run() -> None:
+def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     code = "\n".join(blocks).replace("max_epochs=80", "max_epochs=1, progress_bar=False")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code, str(README), "exec"), names)
     elbo = pyro.infer.Trace_ELBO()
