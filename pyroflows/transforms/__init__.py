@@ -1,6 +1,7 @@
 """Learnable bijections, and how they are put together."""
 
 from pyroflows.transforms.actnorm import ActNorm, actnorm
+from pyroflows.transforms.affine import TriangularAffine, triangular_affine
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.chain import Chain
 from pyroflows.transforms.coupling import Coupling, coupling
@@ -19,6 +20,7 @@ from pyroflows.transforms.permutation import Permutation
 from pyroflows.transforms.preprocess import Logit
 from pyroflows.transforms.recipes import nice, realnvp
 from pyroflows.transforms.squeeze import Reshape, Squeeze
+from pyroflows.transforms.tails import SinhArcsinh, sinh_arcsinh
 
 __all__ = [
     "ActNorm",
@@ -36,8 +38,10 @@ __all__ = [
     "Partition",
     "Permutation",
     "Reshape",
+    "SinhArcsinh",
     "SplineMap",
     "Squeeze",
+    "TriangularAffine",
     "actnorm",
     "coupling",
     "glow",
@@ -46,4 +50,6 @@ __all__ = [
     "invertible_linear",
     "nice",
     "realnvp",
+    "sinh_arcsinh",
+    "triangular_affine",
 ]

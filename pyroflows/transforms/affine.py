@@ -1,0 +1,86 @@
+"""A learned location and lower triangular scale of a vector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pyroflows.transforms.base import FlowTransform
+
+__all__ = ["TriangularAffine", "triangular_affine"]
+
+
+class TriangularAffine(FlowTransform):
+    r"""A location and a lower triangular scale: of a standard normal it makes any normal.
+
+    .. math:: x = \mu + L z, \qquad \text{ladj} = \sum_i \log L_{ii} \text{ (latent to data, in nats)}
+
+    `L` is a Cholesky factor, its diagonal the exponential of `log_diagonal`. It starts as the identity;
+    `set_` gives it a location and a factor.
+
+    Args:
+        event_shape: `D` or `(D,)`.
+
+    Shapes:
+        `z`, `x`: `(*batch, D)`.
+
+    Raises:
+        ValueError: The event is not a vector, or what is set is not a location and a Cholesky factor.
+
+    Source: Kucukelbir et al. 2017, "Automatic Differentiation Variational Inference", arXiv 1603.00788,
+    section 2.4 (full-rank).
+
+    Example:
+        >>> affine = TriangularAffine(2)
+        >>> affine.set_(torch.tensor([1.0, 0.0]), torch.tensor([[2.0, 0.0], [1.0, 3.0]]))
+        >>> affine(torch.ones(2)).detach().round(decimals=3)
+        tensor([3., 4.])
+    """
+
+    def __init__(self, event_shape: int | tuple[int, ...]) -> None:
+        super().__init__(event_shape)
+        if len(self.event_shape) != 1:
+            raise ValueError(
+                f"TriangularAffine expected an event of shape (D,), got {tuple(self.event_shape)}"
+            )
+        size = self.event_shape[0]
+        self.loc = nn.Parameter(torch.zeros(size))
+        self.log_diagonal = nn.Parameter(torch.zeros(size))
+        self.lower = nn.Parameter(torch.zeros(size, size))
+
+    @torch.no_grad()
+    def set_(self, loc: Tensor, tril: Tensor) -> None:
+        """Set the location `(D,)` and the Cholesky factor `(D, D)`, in place."""
+        size = self.event_shape[0]
+        if loc.shape != (size,) or tril.shape != (size, size) or not (tril.diagonal() > 0).all():
+            raise ValueError(
+                f"expected a location of shape {(size,)} and a factor of shape {(size, size)} with a "
+                f"positive diagonal, got {tuple(loc.shape)} and {tuple(tril.shape)}, with the diagonal "
+                f"{tril.diagonal().tolist()}"
+            )
+        self.loc.copy_(loc)
+        self.log_diagonal.copy_(tril.diagonal().log())
+        self.lower.copy_(tril.tril(-1))
+
+    @property
+    def tril(self) -> Tensor:
+        """`L`."""
+        return self.lower.tril(-1) + torch.diag(self.log_diagonal.exp())
+
+    def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return z @ self.tril.T + self.loc, self.log_diagonal.sum()
+
+    def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        centred = (x - self.loc).unsqueeze(-1)
+        z = torch.linalg.solve_triangular(self.tril, centred, upper=False).squeeze(-1)
+        return z, -self.log_diagonal.sum()
+
+
+def triangular_affine(event_shape: int | tuple[int, ...]) -> TriangularAffine:
+    """A `TriangularAffine` for vectors of size `D` or `(D,)`.
+
+    Example:
+        >>> triangular_affine(3)(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
+    """
+    return TriangularAffine(event_shape)
