@@ -112,7 +112,8 @@ def fit(
         precision: Lightning's: `"bf16-mixed"` for bfloat16 networks, the density itself in full precision.
         accelerator: Lightning's: `"cpu"`, `"gpu"` or what there is.
         devices: Number of processes.
-        strategy: Lightning's, such as `"ddp"` or `"fsdp"`.
+        strategy: Lightning's, such as `"ddp"`. FSDP writes checkpoints of Lightning's own, which `resume`
+            does not read.
         seed: Of the order of the data and the noise.
         out: Folder of the checkpoints `last.ckpt` and, with `val_data`, `best.ckpt`, and of the pictures
             `samples.png`, `losses.png` and, of one or two dimensions, `density.png`.
