@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
 from pyro.infer.importance import vectorized_importance_weights
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
@@ -78,11 +77,10 @@ def draw(
             name: torch.stack([m.nodes[name]["value"] for m, _ in traces]) for name in _latent(traces[0][0])
         }
         return Draws(values, torch.stack([m.log_prob_sum() - g.log_prob_sum() for m, g in traces]))
-    elbo = Trace_ELBO()
-    elbo._guess_max_plate_nesting(model, guide, args, kwargs)
-    single, _ = _one(model, guide, args, kwargs)
+    single, single_guide = _one(model, guide, args, kwargs)
+    nesting = max(_plate_nesting(single), _plate_nesting(single_guide))
     log_weights, model_trace, _ = vectorized_importance_weights(
-        model, guide, *args, num_samples=num_samples, max_plate_nesting=elbo.max_plate_nesting, **kwargs
+        model, guide, *args, num_samples=num_samples, max_plate_nesting=nesting, **kwargs
     )
     # Between the draws and a variable's own plates are dimensions of size 1, of plates that it is not in.
     values = {
@@ -191,6 +189,12 @@ def _one(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
     return model_trace, guide_trace
+
+
+def _plate_nesting(trace: Trace) -> int:
+    """The number of dimensions, from the right, that the trace's plates take."""
+    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
 
 
 def _latent(model_trace: Trace) -> list[str]:
