@@ -13,7 +13,7 @@ import torch
 
 from pyroflows._extras import needs_fit_extra
 from pyroflows.datasets import Data, load
-from pyroflows.distributions import Dequantized, Flow
+from pyroflows.distributions import Flow
 from pyroflows.transforms import glow
 
 with needs_fit_extra("the command line"):
@@ -138,7 +138,7 @@ def sample(
     """Draw samples from a fitted flow."""
     loaded = Run.load(run)
     torch.manual_seed(seed)
-    plot_samples(_draw(loaded, n, temperature), output, levels=loaded.levels)
+    plot_samples(loaded.sample(n, temperature), output, levels=loaded.levels)
     print(f"wrote {n} samples to {output}")
 
 
@@ -158,12 +158,6 @@ def score_command(
 
 def _unit(levels: int | None) -> str:
     return "nats" if levels is None else "bits_per_dim"
-
-
-def _draw(run: Run, n: int, temperature: float) -> torch.Tensor:
-    distribution = run.flow(temperature=temperature)
-    levels = run.levels
-    return (distribution if levels is None else Dequantized(distribution, levels)).sample((n,))
 
 
 def _hold_out(data: Data) -> Data:

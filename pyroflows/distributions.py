@@ -179,12 +179,11 @@ class Flow(PyroModule):
             raise ValueError(f"initialize expected a batch of data, got one of shape {tuple(value.shape)}")
         self.transform._initialize(value, context)
 
-    def save(self, path: str | Path, **extra: Any) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the flow to a file: its weights as safetensors, what it is made of as JSON in their header.
 
         Args:
             path: The file. It is written under a temporary name, then renamed.
-            extra: Plain values or tensors to keep with it, which `load` does not give back.
 
         Raises:
             ValueError: It is not put together from pyroflows' own classes, or can't be written.
@@ -200,7 +199,7 @@ class Flow(PyroModule):
         """
         from pyroflows.saving import save_flow
 
-        save_flow(self, path, extra)
+        save_flow(self, path, {})
 
     @staticmethod
     def load(path: str | Path) -> Flow:

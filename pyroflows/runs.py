@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyroflows.distributions import Flow
-from pyroflows.saving import load_flow
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyroflows.distributions import Dequantized, Flow
+from pyroflows.saving import load_flow, save_flow
 from pyroflows.state import write_file
 
 __all__ = ["Run"]
@@ -23,9 +26,16 @@ class Run:
     flow: Flow
     levels: int | None
 
+    def sample(self, n: int, temperature: float = 1.0) -> Tensor:
+        """Data, `(n, *event_shape)`: integers if it has levels."""
+        distribution: Distribution = self.flow(temperature=temperature)
+        if self.levels is not None:
+            distribution = Dequantized(distribution, self.levels)
+        return distribution.sample((n,))
+
     def save(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write the flow and its metrics, each under a temporary name first, so that none is ever half."""
-        self.flow.save(folder / CHECKPOINT, levels=self.levels)
+        save_flow(self.flow, folder / CHECKPOINT, {"levels": self.levels})
         write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
 
     @classmethod

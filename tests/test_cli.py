@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pyroflows import cli
+from pyroflows import Dequantized, cli
 from pyroflows.datasets import load
 from pyroflows.runs import Run
 from pyroflows.state import write_state
@@ -75,7 +75,7 @@ def test_score_of_a_file(run_folder: Path, call: Call, tmp_path: Path) -> None:
     torch.manual_seed(0)
     run = Run.load(run_folder)
     with torch.no_grad():
-        want = cli.Dequantized(run.flow(), 17).bits_per_dim(torch.tensor(images)[:, None]).mean().item()
+        want = Dequantized(run.flow(), 17).bits_per_dim(torch.tensor(images)[:, None]).mean().item()
     assert value == pytest.approx(want, abs=0.02)
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.distributions import Dequantized, Flow
+from pyroflows.distributions import Flow
 from pyroflows.plotting import plot_samples
+from pyroflows.runs import Run
 from pyroflows.training.data import as_list
 from pyroflows.training.density import DensityModule
 from pyroflows.transforms.base import FlowTransform
@@ -64,7 +65,8 @@ class Watch(lightning.Callback):
             self._stop(trainer, module, f"the loss is {loss.item()}")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        loss = trainer.callback_metrics["loss"]
+        assert isinstance(module, DensityModule)
+        loss = trainer.callback_metrics[module.unit]
         if not loss.isfinite():
             self._stop(trainer, module, f"the loss is {loss.item()}")
         for name, parameter in module.named_parameters():
@@ -73,10 +75,9 @@ class Watch(lightning.Callback):
         shown = self.batch if self.held_out is None else self.held_out
         if self.warned or shown is None:
             return
-        assert isinstance(module, DensityModule)
-        data, *given = shown
+        data, *given = (part[:64] for part in shown)
         with torch.random.fork_rng(), torch.no_grad(), _evaluating(module):
-            error = round_trip_error(module.flow, module.reals(data, *given)[:64], *(c[:64] for c in given))
+            error = round_trip_error(module.flow, module.reals(data, *given), *given)
         if not error <= 1e-2:
             self.warned = True
             warnings.warn(
@@ -122,11 +123,7 @@ def draw_samples(flow: Flow, levels: int | None, folder: Path, real: Tensor | No
     shape = tuple(flow.transform.event_shape)
     if flow.transform.context_shape is not None or (len(shape) == 3 and shape[0] not in (1, 3)):
         return
-    distribution = flow()
-    with torch.no_grad():
-        x = (distribution if levels is None else Dequantized(distribution, levels)).sample(
-            (64 if len(shape) == 3 else 1000,)
-        )
+    x = Run(flow, levels).sample(64 if len(shape) == 3 else 1000)
     # A young flow may have samples that are not finite.
     plot_samples(x.nan_to_num(0.0, 0.0, 0.0), folder / "samples.png", real=real, levels=levels)
 

@@ -113,7 +113,6 @@ class DensityModule(SVIModule):
     def training_step(self, batch: Any, index: int) -> Tensor:
         loss = self.objective(batch)
         self.log(self.unit, loss, prog_bar=True)
-        self.log("loss", loss, prog_bar=False)
         self._epoch_losses.append(loss.detach())
         return loss
 
