@@ -22,7 +22,7 @@ from pyroflows.plotting import plot_losses, save_density
 from pyroflows.state import read_state
 from pyroflows.training.callbacks import Pictures, Watch, draw_samples
 from pyroflows.training.checkpoint import SafeCheckpointIO
-from pyroflows.training.data import Data, Rows, as_rows, check_data, device_of, first_batch
+from pyroflows.training.data import Data, as_rows, check_data, device_of, first_batch
 from pyroflows.training.density import DensityModule
 from pyroflows.training.score import score
 
@@ -174,7 +174,8 @@ def fit(
         first, *given = (part.to(device) for part in first_batch(rows, 1024, seed))
         flow.initialize(module.reals(first, *given), *given)
         folder = Path(temporary if out is None else out)
-        real = _some(rows if val_rows is None else val_rows)
+        # What the pictures show beside the samples is read only where there are any.
+        real = None if out is None else first_batch(rows if val_rows is None else val_rows, 1000, seed=0)[0]
         trainer = lightning.Trainer(
             max_epochs=max_epochs,
             accelerator=accelerator,
@@ -186,7 +187,7 @@ def fit(
                 Watch(),
                 *_saving(folder, out is not None, val_rows is not None, patience),
                 *([] if ema is None else [WeightAveraging(avg_fn=get_ema_avg_fn(ema), use_buffers=False)]),
-                *([] if out is None or sample_every is None else [Pictures(folder, sample_every, real)]),
+                *([] if real is None or sample_every is None else [Pictures(folder, sample_every, real)]),
                 *(callbacks or []),
             ],
             gradient_clip_val=100.0,
@@ -215,7 +216,7 @@ def fit(
         held_out = None
         if val_data is not None:
             held_out = score(flow, val_data, context=val_context, levels=levels, noise=noise)
-        if out is not None and trainer.is_global_zero:
+        if real is not None and trainer.is_global_zero:
             plot_losses(module.losses, folder / "losses.png", held_out=module.val_losses, unit=module.unit)
             draw_samples(flow, levels, folder, real)
             if flow.transform.event_shape.numel() <= 2 and flow.transform.context_shape is None:
@@ -249,11 +250,6 @@ def _check_options(
         raise ValueError(f"fit expected ema between 0 and 1, got {ema}")
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run that is to go on")
-
-
-def _some(rows: Rows | DataLoader[Any]) -> Tensor:
-    """Up to 1,000 of the data, to show."""
-    return first_batch(rows, 1000, seed=0)[0]
 
 
 def _saving(folder: Path, keep: bool, held_out: bool, patience: int | None) -> list[Callback]:
