@@ -1,7 +1,6 @@
 """One flow object as likelihood, prior, guide and reparameterization in Pyro, against known numbers."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import pyro
@@ -18,16 +17,7 @@ from torch import Tensor
 from pyroflows import Flow, glow, nice, realnvp
 from pyroflows.transforms import ActNorm, Chain, InvertibleConv1x1, InvertibleLinear, Reshape, coupling
 
-
-@pytest.fixture(autouse=True)
-def _fresh_pyro() -> Iterator[None]:
-    """Double precision, so that what is left of a difference is an error and not rounding."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("fresh_pyro", "double_precision")
 
 
 def _linear_flow(size: int) -> Flow:

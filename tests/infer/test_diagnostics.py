@@ -1,7 +1,6 @@
 """Weights, k-hat and resampling against models whose posterior is known."""
 
 import math
-from collections.abc import Iterator
 
 import pyro
 import pyro.distributions as dist
@@ -13,15 +12,9 @@ from pyroflows import Flow, realnvp
 from pyroflows.infer import importance_resample, psis_khat
 from pyroflows.infer.diagnostics import draw
 
+pytestmark = pytest.mark.usefixtures("fresh_pyro")
+
 X = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 1.5]])
-
-
-@pytest.fixture(autouse=True)
-def _fresh_pyro() -> Iterator[None]:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
 
 
 def _model(x: torch.Tensor) -> None:

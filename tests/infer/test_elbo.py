@@ -1,6 +1,6 @@
 """The path gradient: unbiased, and without variance where the guide is the posterior."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -16,18 +16,10 @@ from pyroflows import Flow, realnvp
 from pyroflows.infer import TraceSTL_ELBO
 from pyroflows.transforms import ActNorm, Chain, InvertibleLinear
 
+pytestmark = pytest.mark.usefixtures("fresh_pyro", "double_precision")
+
 COVARIANCE = torch.tensor([[2.0, 0.7], [0.7, 0.5]], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -3.0], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_pyro() -> Iterator[None]:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
 
 
 def _gaussian() -> None:

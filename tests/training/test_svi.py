@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyroflows import Flow, realnvp
 from pyroflows.training import SVIModule
 
-
-@pytest.fixture(autouse=True)
-def _fresh_pyro() -> Iterator[None]:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
+pytestmark = pytest.mark.usefixtures("fresh_pyro")
 
 
 def _fit(module: SVIModule, loader, epochs: int, **options) -> lightning.Trainer:
