@@ -121,9 +121,7 @@ class DensityModule(SVIModule):
         self._epoch_losses.clear()
 
     def on_validation_epoch_start(self) -> None:
-        # The same noise each time, and the training's goes on as if there were no validation.
-        self._forked = torch.random.fork_rng()
-        self._forked.__enter__()
+        # The same noise each time; the training's is set anew by its next epoch.
         torch.manual_seed(self.seed)
         self._held_out = torch.zeros(2, device=self.device)
 
@@ -133,7 +131,6 @@ class DensityModule(SVIModule):
         self._held_out = self._held_out + torch.stack([loss * size, loss.new_tensor(size)])
 
     def on_validation_epoch_end(self) -> None:
-        self._forked.__exit__(None, None, None)
         # By sums of reals: Lightning's own mean over processes rounds the number of data.
         total, count = self._over_processes(self._held_out, "sum")
         self.val_losses.append((total / count).item())
