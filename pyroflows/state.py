@@ -21,7 +21,6 @@ with needs_fit_extra("saving and loading"):
 __all__ = ["damaged", "read_state", "write_file", "write_state"]
 
 _KEY = "pyroflows"
-_HASH = "sha256"
 
 
 def write_state(state: dict[str, Any], path: str | Path) -> None:
@@ -33,9 +32,10 @@ def write_state(state: dict[str, Any], path: str | Path) -> None:
         ValueError: There is something else in the state, or the file can't be written.
     """
     tensors: dict[str, Tensor] = {}
-    text = json.dumps(_encode(state, tensors, ""))
-    metadata = {_KEY: text, _HASH: _digest(text, tensors)}
-    write_file(path, save(tensors, metadata))
+    encoded = _encode(state, tensors, "")
+    # One entry: safetensors writes several in any order, and the same state is to give the same bytes.
+    header = {"sha256": _digest(json.dumps(encoded), tensors), "state": encoded}
+    write_file(path, save(tensors, {_KEY: json.dumps(header)}))
 
 
 def read_state(path: str | Path) -> dict[str, Any]:
@@ -50,10 +50,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        text = metadata[_KEY]
-        if metadata.get(_HASH) != _digest(text, tensors):
+        header = json.loads(metadata[_KEY])
+        if header["sha256"] != _digest(json.dumps(header["state"]), tensors):
             raise ValueError("its contents do not have the hash that was written with them")
-        state = _decode(json.loads(text), tensors)
+        state = _decode(header["state"], tensors)
         if not isinstance(state, dict):
             raise ValueError("it holds no state")
         return state

@@ -55,6 +55,13 @@ def test_the_base_comes_back(base, tmp_path: Path) -> None:
     assert torch.equal(Flow.load(tmp_path / "flow")().log_prob(x), flow().log_prob(x))
 
 
+def test_the_same_flow_is_the_same_file(tmp_path: Path) -> None:
+    flow = Flow(realnvp(3))
+    for i in range(20):
+        flow.save(tmp_path / str(i))
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(20)}) == 1
+
+
 def test_weights_have_their_names_for_other_readers(tmp_path: Path) -> None:
     flow = Flow(realnvp(3))
     flow.save(tmp_path / "flow.safetensors")
