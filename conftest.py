@@ -20,6 +20,8 @@ from pyroflows import nets, transforms
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
     torch.manual_seed(0)
+    # Of an example's parameters the next one, of the same names, knows nothing.
+    pyro.clear_param_store()
     doctest_namespace["torch"] = torch
     for module in (pyroflows, transforms, nets):
         doctest_namespace.update({name: getattr(module, name) for name in module.__all__})
