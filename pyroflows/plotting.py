@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,10 +18,11 @@ with needs_fit_extra("pyroflows.plotting"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["plot_density", "plot_losses", "plot_samples"]
+__all__ = ["plot_density", "plot_losses", "plot_posterior", "plot_samples"]
 
 # Of more dimensions a corner plot would be unreadable.
 _CORNER = 6
+_SCATTERED = 1000
 
 
 def plot_samples(
@@ -49,7 +51,9 @@ def plot_samples(
         )
     panels = {"samples": samples} if real is None else {"samples": samples, "real": real[: len(samples)]}
     if samples.dim() == 2:
-        _save(_corner(panels), path)
+        columns = min(_CORNER, samples.shape[1])
+        points = {title: panel[:, :columns] for title, panel in reversed(panels.items())}
+        _save(_corner(points, [""] * columns), path)
         return
     figure = _figure(4.5 * len(panels), 4.8)
     for i, (title, images) in enumerate(panels.items()):
@@ -58,6 +62,48 @@ def plot_samples(
         axes.imshow(_grid(images, levels).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
     _save(figure, path)
+
+
+def plot_posterior(
+    draws: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    reference: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Write a corner plot of a guide's draws, over reference draws where given.
+
+    Args:
+        draws: Of each variable, `(N, *shape)`, such as `pyro.infer.Predictive`'s or `importance_resample`'s.
+            An element of a vector `beta` has the name `beta[0]`, one of a matrix `beta[0, 0]`.
+        path: The file, whose ending gives its format.
+        reference: Draws to compare with, such as those of NUTS, of the same variables; as many or not.
+        names: Which variables or elements are shown, by default the first six elements.
+
+    Raises:
+        ValueError: A variable or element is not there or has another shape in the reference, or the file's
+            format is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> draws = {"mu": torch.randn(100), "beta": torch.randn(100, 2)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_posterior(draws, f"{folder}/posterior.png", names=["mu", "beta[1]"])
+    """
+    sets = {"guide": _elements(draws)}
+    if reference is not None:
+        sets = {"reference": _elements(reference), **sets}
+    shown = list(sets["guide"])[:_CORNER]
+    if names is not None:
+        shown = [element for name in names for element in _named(name, sets["guide"])]
+    for title, elements in sets.items():
+        missing = [name for name in shown if name not in elements]
+        if missing or not shown:
+            raise ValueError(
+                f"expected {title} draws of {missing or 'some variable'}, got those of {list(elements)}: "
+                "give both the same variables of the same shapes, or names of what both have"
+            )
+    _save(_corner({t: torch.stack([e[n] for n in shown], -1) for t, e in sets.items()}, shown), path)
 
 
 def plot_losses(
@@ -160,26 +206,79 @@ def _grid(images: Tensor, levels: int | None) -> Tensor:
     return grid[0] if channels == 1 else grid.movedim(0, -1)
 
 
-def _corner(panels: dict[str, Tensor]) -> Figure:
-    """Each dimension's histogram on the diagonal, each pair's scatter below it; real data in grey behind."""
-    columns = {title: points.detach().cpu().numpy()[:, :_CORNER] for title, points in panels.items()}
-    size = columns["samples"].shape[1]
+def _elements(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The draws of each element of each variable, `(N,)`."""
+    elements = {}
+    for name, value in draws.items():
+        columns = (
+            value.detach().cpu().double().flatten(1).T if value.dim() > 1 else value.detach().cpu()[None]
+        )
+        for index, column in zip(np.ndindex(*value.shape[1:]), columns, strict=True):
+            elements[f"{name}[{', '.join(map(str, index))}]" if index else name] = column
+    return elements
+
+
+def _named(name: str, elements: Mapping[str, Tensor]) -> list[str]:
+    """The elements of a variable, or the one of this name."""
+    return [element for element in elements if element.startswith(f"{name}[")] or [name]
+
+
+def _corner(sets: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
+    """Each dimension's histogram on the diagonal, each pair's scatter below it; the first set behind."""
+    size = len(labels)
     figure = _figure(max(4.5, 2 * size), max(4.5, 2 * size))
-    drawn = [(title, columns[title], color) for title, color in _COLORS.items() if title in columns]
+    points = {title: values.detach().cpu().double().numpy() for title, values in sets.items()}
+    limits = [_limits([values[:, i] for values in points.values()]) for i in range(size)]
     for row in range(size):
         for column in range(row + 1):
             axes = figure.add_subplot(size, size, row * size + column + 1)
-            for title, points, color in drawn:
+            for title, values in points.items():
+                color = _COLORS[title]
                 if row == column:
-                    axes.hist(points[:, row], bins=40, density=True, alpha=0.6, color=color, label=title)
+                    bins = np.linspace(*limits[row], 41).tolist()
+                    axes.hist(values[:, row], bins, density=True, alpha=0.6, color=color, label=title)
                 else:
-                    axes.scatter(points[:, column], points[:, row], s=4, alpha=0.5, linewidths=0, color=color)
-            axes.tick_params(labelsize=7)
-    figure.axes[0].legend(fontsize=7)
+                    # Of more, the last set would hide the first.
+                    some = values[:: math.ceil(len(values) / _SCATTERED)]
+                    x, y = some[:, column], some[:, row]
+                    axes.scatter(x, y, s=4, alpha=0.4, linewidths=0, color=color)
+                    axes.set_ylim(limits[row])
+            axes.set_xlim(limits[column])
+            axes.locator_params(nbins=5)
+            axes.ticklabel_format(scilimits=(-3, 4))
+            # Rows share their scale, and columns; how high a histogram is tells nothing.
+            axes.tick_params(labelsize=7, labelbottom=row == size - 1, labelleft=column == 0 < row)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.offsetText.set_fontsize(7)
+            if row == column:
+                axes.set_yticks([])
+            if row == size - 1:
+                axes.set_xlabel(labels[column], fontsize=9)
+            if column == 0 < row:
+                axes.set_ylabel(labels[row], fontsize=9)
+    figure.align_labels()
+    handles, titles = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, titles, loc="outside upper right", ncols=len(titles), fontsize=9)
     return figure
 
 
-_COLORS = {"real": "darkgray", "samples": "tab:blue"}
+def _limits(sets: Sequence[np.ndarray]) -> tuple[float, float]:
+    """What shows the bulk of each set: single points far out would leave no room for it."""
+    ends = []
+    for values in sets:
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            continue
+        low, high = np.quantile(finite, [0.025, 0.975])
+        # Of a normal up to 3.5 standard deviations.
+        beyond = 0.4 * (high - low)
+        ends.append((max(finite.min(), low - beyond), min(finite.max(), high + beyond)))
+    low, high = min((low for low, _ in ends), default=-1.0), max((high for _, high in ends), default=1.0)
+    margin = 0.03 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+_COLORS = {"real": "darkgray", "samples": "tab:blue", "reference": "tab:orange", "guide": "tab:blue"}
 
 
 def _figure(width: float, height: float) -> Figure:

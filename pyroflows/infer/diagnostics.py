@@ -38,6 +38,37 @@ class Draws:
         return self.log_weights.mean().item()
 
 
+@dataclass(frozen=True)
+class Traces:
+    """The model's traces of draws: one of all of them, in a plate, or one of each.
+
+    Attributes:
+        num_samples: Number of draws, at least two.
+        single: Of one draw, which tells the shapes.
+        traces: Of the draws.
+    """
+
+    num_samples: int
+    single: Trace
+    traces: list[Trace]
+
+    def of(self, name: str, read: Callable[[Any], Tensor] = lambda site: site["value"]) -> Tensor:
+        """What is read at a site, by default its value, of each draw: `(n, *shape)`."""
+        found = [read(trace.nodes[name]) for trace in self.traces]
+        if len(found) > 1:
+            return torch.stack(found)
+        one, (every,) = read(self.single.nodes[name]), found
+        # Between the draws and a variable's own plates are dimensions of size 1, of plates it is not in.
+        if every.numel() == self.num_samples * one.numel():
+            return every.reshape(self.num_samples, *one.shape)
+        if every.shape == one.shape and every.equal(one):
+            return every.expand(self.num_samples, *one.shape)
+        raise ValueError(
+            f"expected {name!r} to be {tuple(one.shape)} for each of {self.num_samples} draws in a plate, "
+            f"got {tuple(every.shape)} for all: let the model broadcast from the left, or use vectorize=False"
+        )
+
+
 @torch.no_grad()
 def draw(
     model: Callable[..., Any],
@@ -69,25 +100,31 @@ def draw(
         >>> draws.values["z"].shape, draws.elbo
         (torch.Size([10, 3]), 0.0)
     """
+    traces, log_weights = trace_draws(model, guide, args, kwargs, num_samples, vectorize)
+    return Draws({name: traces.of(name) for name in latent_names(traces.single)}, log_weights)
+
+
+def trace_draws(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    vectorize: bool,
+) -> tuple[Traces, Tensor]:
+    """The traces of `draw`, and the draws' log-weights."""
     if num_samples < 2:
         raise ValueError(f"expected num_samples of at least 2, got {num_samples}")
     if not vectorize:
-        traces = [_one(model, guide, args, kwargs) for _ in range(num_samples)]
-        values = {
-            name: torch.stack([m.nodes[name]["value"] for m, _ in traces]) for name in _latent(traces[0][0])
-        }
-        return Draws(values, torch.stack([m.log_prob_sum() - g.log_prob_sum() for m, g in traces]))
+        pairs = [_one(model, guide, args, kwargs) for _ in range(num_samples)]
+        log_weights = torch.stack([m.log_prob_sum() - g.log_prob_sum() for m, g in pairs])
+        return Traces(num_samples, pairs[0][0], [model_trace for model_trace, _ in pairs]), log_weights
     single, single_guide = _one(model, guide, args, kwargs)
-    nesting = max(_plate_nesting(single), _plate_nesting(single_guide))
+    nesting = max(plate_nesting(single), plate_nesting(single_guide))
     log_weights, model_trace, _ = vectorized_importance_weights(
         model, guide, *args, num_samples=num_samples, max_plate_nesting=nesting, **kwargs
     )
-    # Between the draws and a variable's own plates are dimensions of size 1, of plates that it is not in.
-    values = {
-        name: model_trace.nodes[name]["value"].reshape(num_samples, *single.nodes[name]["value"].shape)
-        for name in _latent(single)
-    }
-    return Draws(values, log_weights)
+    return Traces(num_samples, single, [model_trace]), log_weights
 
 
 def psis_khat(
@@ -124,7 +161,8 @@ def psis_khat(
         >>> psis_khat(model, guide) < 0.7
         True
     """
-    return _smooth(draw(model, guide, *args, num_samples=num_samples, vectorize=vectorize, **kwargs))[1]
+    draws = draw(model, guide, *args, num_samples=num_samples, vectorize=vectorize, **kwargs)
+    return pareto_smooth(draws.log_weights)[1]
 
 
 def importance_resample(
@@ -164,24 +202,24 @@ def importance_resample(
     """
     num_samples = 10 * n if num_samples is None else num_samples
     draws = draw(model, guide, *args, num_samples=num_samples, vectorize=vectorize, **kwargs)
-    log_weights, _ = _smooth(draws)
+    log_weights, _ = pareto_smooth(draws.log_weights)
     chosen = torch.multinomial(log_weights.softmax(0), n, replacement=True)
     return {name: value[chosen] for name, value in draws.values.items()}
 
 
-def _smooth(draws: Draws) -> tuple[Tensor, float]:
+def pareto_smooth(log_weights: Tensor) -> tuple[Tensor, float]:
     """The smoothed log-weights, and the shape of their tail."""
     with needs_fit_extra("Pareto smoothing"), warnings.catch_warnings():
         # Of what its next version will be called.
         warnings.simplefilter("ignore", FutureWarning)
         import arviz
-    log_weights = draws.log_weights.double().cpu().numpy()
-    if np.ptp(log_weights) == 0:
-        return draws.log_weights, -np.inf
-    if not np.isfinite(log_weights.max()):
-        return draws.log_weights, np.inf
-    smoothed, khat = arviz.psislw(log_weights)
-    return torch.as_tensor(np.asarray(smoothed)).to(draws.log_weights), float(khat)
+    raw = log_weights.double().cpu().numpy()
+    if np.ptp(raw) == 0:
+        return log_weights, -np.inf
+    if not np.isfinite(raw.max()):
+        return log_weights, np.inf
+    smoothed, khat = arviz.psislw(raw)
+    return torch.as_tensor(np.asarray(smoothed)).to(log_weights), float(khat)
 
 
 def _one(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -191,15 +229,29 @@ def _one(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
     return model_trace, guide_trace
 
 
-def _plate_nesting(trace: Trace) -> int:
+def plate_nesting(trace: Trace) -> int:
     """The number of dimensions, from the right, that the trace's plates take."""
-    frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    return max((-frame.dim for frame in frames if frame.dim is not None), default=0)
+    return max((-frame.dim for frame in _frames(trace) if frame.dim is not None), default=0)
 
 
-def _latent(model_trace: Trace) -> list[str]:
+def _frames(trace: Trace) -> list[Any]:
+    return [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+
+
+def check_takes_all(what: str, trace: Trace) -> None:
+    """Raise where a plate subsamples: the model then is one of other data each time."""
+    for frame in _frames(trace):
+        if frame.full_size is not None and frame.full_size != frame.size:
+            raise ValueError(
+                f"{what} expected a model of all its data, got a plate {frame.name!r} that takes "
+                f"{frame.size} of {frame.full_size}: call the model so that it takes all"
+            )
+
+
+def latent_names(trace: Trace) -> list[str]:
+    """The names of a model's latent variables."""
     return [
         name
-        for name, site in model_trace.nodes.items()
+        for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     ]
