@@ -9,7 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ChannelNorm", "ZeroConv", "channels_to_space", "initialize", "over_images", "space_to_channels"]
+__all__ = [
+    "ChannelNorm",
+    "Conv",
+    "ZeroConv",
+    "channels_to_space",
+    "initialize",
+    "over_images",
+    "space_to_channels",
+]
+
+
+class Conv(nn.Conv2d):
+    """A convolution that is computed with its channels last, which is faster.
+
+    The parameter itself is contiguous: of any other Pyro's param store takes a copy, and trains that.
+
+    Example:
+        >>> Conv(4, 2, 1)(torch.zeros(1, 4, 8, 8)).shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
 
 
 class ZeroConv(nn.Conv2d):
@@ -34,7 +57,8 @@ class ZeroConv(nn.Conv2d):
         # The gain acts on the weights, of which there are fewer than activations.
         gain = torch.exp(3 * self.logs)
         assert self.bias is not None
-        weight, bias = self.weight * gain[:, None, None, None], self.bias * gain
+        weight = (self.weight * gain[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+        bias = self.bias * gain
         return over_images(lambda images: F.conv2d(images, weight, bias, padding=1), x)
 
 

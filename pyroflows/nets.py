@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from pyroflows._zuko import zuko
-from pyroflows.layers import ChannelNorm, ZeroConv, over_images, space_to_channels
+from pyroflows.layers import ChannelNorm, Conv, ZeroConv, over_images, space_to_channels
 
 __all__ = ["MLP", "ConvNet", "ResNet"]
 
@@ -152,16 +152,15 @@ class ConvNet(_ImageNet):
             return [ChannelNorm(hidden_channels)] if actnorm else []
 
         self.layers = nn.Sequential(
-            nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1, bias=not actnorm),
+            Conv(in_channels + self.context_channels, hidden_channels, 3, padding=1, bias=not actnorm),
             *norm(),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden_channels, hidden_channels, 1, bias=not actnorm),
+            Conv(hidden_channels, hidden_channels, 1, bias=not actnorm),
             *norm(),
             nn.ReLU(inplace=True),
             nn.Dropout2d(dropout),
             ZeroConv(hidden_channels, out_channels),
         )
-        _channels_last(self)
 
     def _layers(self, images: Tensor) -> Tensor:
         return self.layers(images)
@@ -243,10 +242,9 @@ class ResNet(_ImageNet):
         super().__init__(context_shape, factor)
         self.in_channels, self.out_channels, self.hidden_channels = in_channels, out_channels, hidden_channels
         self.blocks = blocks
-        self.first = nn.Conv2d(in_channels + self.context_channels, hidden_channels, 3, padding=1)
+        self.first = Conv(in_channels + self.context_channels, hidden_channels, 3, padding=1)
         self.residuals = nn.ModuleList(_residual(hidden_channels) for _ in range(blocks))
         self.last = ZeroConv(hidden_channels, out_channels)
-        _channels_last(self)
 
     def _layers(self, images: Tensor) -> Tensor:
         hidden = self.first(images)
@@ -255,17 +253,10 @@ class ResNet(_ImageNet):
         return self.last(F.relu(hidden))
 
 
-def _channels_last(module: nn.Module) -> None:
-    """Store the weights as the convolutions take them, so that they are not converted at every call."""
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
 def _residual(channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.ReLU(),
-        nn.Conv2d(channels, channels, 3, padding=1),
+        Conv(channels, channels, 3, padding=1),
         nn.ReLU(inplace=True),
-        nn.Conv2d(channels, channels, 3, padding=1),
+        Conv(channels, channels, 3, padding=1),
     )

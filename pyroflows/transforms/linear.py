@@ -55,7 +55,8 @@ class FullMatrix(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(_random_rotation(size))
+        # Of what is not contiguous Pyro's param store takes a copy, and trains that.
+        self.weight = nn.Parameter(_random_rotation(size).contiguous())
 
     def matrix(self) -> Tensor:
         return self.weight
