@@ -31,6 +31,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         transforms.Logit,
         transforms.LogisticMixtureMap,
         transforms.MultiScale,
+        transforms.Parallel,
         transforms.Permutation,
         transforms.Reshape,
         transforms.SinhArcsinh,

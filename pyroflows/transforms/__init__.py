@@ -15,6 +15,7 @@ from pyroflows.transforms.linear import (
 )
 from pyroflows.transforms.logistic_mixture import LogisticMixtureMap
 from pyroflows.transforms.multiscale import MultiScale
+from pyroflows.transforms.parallel import Parallel
 from pyroflows.transforms.partition import Partition
 from pyroflows.transforms.permutation import Permutation
 from pyroflows.transforms.preprocess import Logit
@@ -35,6 +36,7 @@ __all__ = [
     "LogisticMixtureMap",
     "Logit",
     "MultiScale",
+    "Parallel",
     "Partition",
     "Permutation",
     "Reshape",

@@ -13,10 +13,12 @@ __all__ = ["TriangularAffine", "triangular_affine"]
 class TriangularAffine(FlowTransform):
     r"""A location and a lower triangular scale: of a standard normal it makes any normal.
 
-    .. math:: x = \mu + L z, \qquad \text{ladj} = \sum_i \log L_{ii} \text{ (latent to data, in nats)}
+    .. math:: x = m + S (\mu + L z), \qquad \text{ladj} = \sum_i \log S_{ii} + \log L_{ii}
+        \text{ (latent to data, in nats)}
 
-    `L` is a Cholesky factor, its diagonal the exponential of `log_diagonal`. It starts as the identity;
-    `set_` gives it a location and a factor.
+    `L` is a Cholesky factor, its diagonal the exponential of `log_diagonal`. With `\mu` it is learned, and
+    starts as the identity. `m` and `S` are fixed, and the identity too until `set_` gives them: what is
+    learned is then in units of `S`, so that one step size suits every scale.
 
     Args:
         event_shape: `D` or `(D,)`.
@@ -37,6 +39,9 @@ class TriangularAffine(FlowTransform):
         tensor([3., 4.])
     """
 
+    fixed_loc: Tensor
+    fixed_tril: Tensor
+
     def __init__(self, event_shape: int | tuple[int, ...]) -> None:
         super().__init__(event_shape)
         if len(self.event_shape) != 1:
@@ -47,10 +52,12 @@ class TriangularAffine(FlowTransform):
         self.loc = nn.Parameter(torch.zeros(size))
         self.log_diagonal = nn.Parameter(torch.zeros(size))
         self.lower = nn.Parameter(torch.zeros(size, size))
+        self.register_buffer("fixed_loc", torch.zeros(size))
+        self.register_buffer("fixed_tril", torch.eye(size))
 
     @torch.no_grad()
     def set_(self, loc: Tensor, tril: Tensor) -> None:
-        """Set the location `(D,)` and the Cholesky factor `(D, D)`, in place."""
+        """Start again from a location `(D,)` and a Cholesky factor `(D, D)`, in place."""
         size = self.event_shape[0]
         if loc.shape != (size,) or tril.shape != (size, size) or not (tril.diagonal() > 0).all():
             raise ValueError(
@@ -58,22 +65,35 @@ class TriangularAffine(FlowTransform):
                 f"positive diagonal, got {tuple(loc.shape)} and {tuple(tril.shape)}, with the diagonal "
                 f"{tril.diagonal().tolist()}"
             )
-        self.loc.copy_(loc)
-        self.log_diagonal.copy_(tril.diagonal().log())
-        self.lower.copy_(tril.tril(-1))
+        self.fixed_loc.copy_(loc)
+        self.fixed_tril.copy_(tril.tril())
+        for parameter in (self.loc, self.log_diagonal, self.lower):
+            parameter.zero_()
 
     @property
     def tril(self) -> Tensor:
-        """`L`."""
+        """The factor as a whole, `S L`."""
+        return self.fixed_tril @ self._learned
+
+    @property
+    def _learned(self) -> Tensor:
         return self.lower.tril(-1) + torch.diag(self.log_diagonal.exp())
 
+    @property
+    def _total(self) -> Tensor:
+        return self.log_diagonal.sum() + self.fixed_tril.diagonal().log().sum()
+
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return z @ self.tril.T + self.loc, self.log_diagonal.sum()
+        whitened = z @ self._learned.T + self.loc
+        return whitened @ self.fixed_tril.T + self.fixed_loc, self._total
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        centred = (x - self.loc).unsqueeze(-1)
-        z = torch.linalg.solve_triangular(self.tril, centred, upper=False).squeeze(-1)
-        return z, -self.log_diagonal.sum()
+        whitened = _solve(self.fixed_tril, x - self.fixed_loc)
+        return _solve(self._learned, whitened - self.loc), -self._total
+
+
+def _solve(tril: Tensor, x: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(tril, x.unsqueeze(-1), upper=False).squeeze(-1)
 
 
 def triangular_affine(event_shape: int | tuple[int, ...]) -> TriangularAffine:

@@ -20,6 +20,7 @@ from pyroflows.transforms import (
     LogisticMixtureMap,
     Logit,
     MultiScale,
+    Parallel,
     Permutation,
     Reshape,
     SinhArcsinh,
@@ -115,6 +116,10 @@ EXAMPLES = [
     Example("coupling_actnorm", lambda: coupling((2, 2, 2), hidden_channels=8, actnorm=True)),
     Example("permutation", lambda: Permutation(5, [3, 0, 4, 1, 2])),
     Example("permutation_image", lambda: Permutation((3, 2, 2), [2, 0, 1])),
+    Example(
+        "parallel",
+        lambda: Parallel([realnvp(3, steps=2), glow((1, 2, 2), levels=1, steps=1, hidden_channels=4)]),
+    ),
     Example("triangular_affine", lambda: TriangularAffine(4)),
     Example("sinh_arcsinh", lambda: SinhArcsinh(4)),
     Example("sinh_arcsinh_image", lambda: SinhArcsinh((2, 2, 3))),

@@ -1,0 +1,115 @@
+"""A model's log density as a function of one unconstrained vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyroflows.infer.diagnostics import plate_nesting
+
+__all__ = ["LogDensity", "can_fail", "learned"]
+
+Unpack = Callable[[Tensor], Iterator[tuple[Any, Tensor]]]
+
+# What a model raises where its density can't be computed: a Cholesky factor of a matrix that is none, say.
+can_fail = (ValueError, RuntimeError, ArithmeticError)
+
+
+class LogDensity:
+    r"""The log density of a model's latent variables, as one unconstrained vector `u`, and its data.
+
+    .. math:: \log p(x, g(u)) + \log \left| \det \frac{\partial g}{\partial u} \right| \text{ (nats)}
+
+    With `g` the bijection from reals to the supports, `biject_to`. Learnable parameters of the model are
+    those in Pyro's param store; `parameters` names those that the last call used.
+
+    Args:
+        model: The model.
+        unpack: From a vector to each latent site and its unconstrained value.
+        prototype: A trace of the model.
+        args: What the model is called with.
+        kwargs: What the model is called with.
+
+    Shapes:
+        `u`: `(D,)`, result `()`; or `(n, D)`, result `(n,)`, where the model broadcasts.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        unpack: Unpack,
+        prototype: Trace,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self.model, self.unpack, self.args, self.kwargs = model, unpack, args, kwargs or {}
+        self.nesting = plate_nesting(prototype)
+        self.parameters: list[Tensor] = []
+
+    def __call__(self, u: Tensor) -> Tensor:
+        if u.dim() == 1:
+            values, ladj = self._values(u, ())
+            return self._trace(values).log_prob_sum() + ladj
+        n = len(u)
+        values, ladj = self._values(u.reshape(n, *[1] * self.nesting, u.shape[-1]), (n,))
+        with pyro.plate("_unconstrained", n, dim=-1 - self.nesting):
+            trace = self._trace(values)
+        trace.compute_log_prob()
+        total = ladj
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                log_prob: Any = site["log_prob"]
+                # What does not depend on any draw has no dimension of them.
+                of_each = log_prob.dim() > self.nesting and log_prob.shape[-1 - self.nesting] == n
+                total = total + (log_prob.reshape(n, -1).sum(-1) if of_each else log_prob.sum())
+        return total
+
+    def one_by_one(self, u: Tensor) -> Tensor:
+        """The same of each row, `(n,)`, for models that do not broadcast."""
+        return torch.stack([self(row) for row in u])
+
+    def broadcasts(self, u: Tensor) -> bool:
+        """Whether the model gives each of the rows `(n, D)` at once what it gives it alone."""
+        seed = int(torch.randint(2**31, ()))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+                torch.manual_seed(seed)
+                together = self(u)
+                torch.manual_seed(seed)
+                alone = self.one_by_one(u)
+        except can_fail:
+            return False
+        # A subsample is drawn anew for each; that they have one value each is all that can be asked.
+        scale = 1 + alone.abs().max()
+        return together.shape == alone.shape and bool(((together - alone).abs() < 1e-3 * scale).all())
+
+    def _values(self, u: Tensor, batch: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
+        values, total = {}, u.new_zeros(batch)
+        for site, unconstrained in self.unpack(u):
+            transform = biject_to(site["fn"].support)
+            values[site["name"]] = value = transform(unconstrained)
+            ladj = transform.log_abs_det_jacobian(unconstrained, value)
+            total = total + ladj.reshape(*batch, -1).sum(-1)
+        return values, total
+
+    def _trace(self, values: dict[str, Tensor]) -> Trace:
+        conditioned = poutine.condition(self.model, data=values)
+        # No message may reach the handlers of a guide or an ELBO that this is called from.
+        with poutine.block(), poutine.trace(param_only=True) as seen:
+            trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
+        self.parameters = learned(seen.trace)
+        return trace
+
+
+def learned(trace: Trace) -> list[Tensor]:
+    """The parameters of a trace, unconstrained, each once."""
+    values: list[Any] = [site["value"] for site in trace.nodes.values() if site["type"] == "param"]
+    leaves = [value.unconstrained() if hasattr(value, "unconstrained") else value for value in values]
+    return list({id(leaf): leaf for leaf in leaves}.values())
