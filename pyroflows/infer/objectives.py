@@ -131,7 +131,8 @@ class FlowObjective(Objective):
         self.parameters = [*self.of_flow, *log_density.parameters]
 
     def loss(self) -> Tensor:
-        x = self.transform(self.base.sample((self.particles,)))
+        # Not by the call, which remembers what nobody will ask for.
+        x, _ = self.transform.call_and_ladj(self.base.sample((self.particles,)))
         log_p = self.log_density(x)
         with _held(self.of_flow):
             log_q = self._log_q(x)

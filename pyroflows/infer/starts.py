@@ -85,13 +85,14 @@ def find_mode(log_density: Density, start: Tensor, max_steps: int = 60) -> list[
         if (slope**2 / size).sum() < 1e-3 and (curvature > 0).all():
             break
         tried = 0
-        for tried in range(30):
+        while tried < 30:
             step = slope / (size + damping)
             new = point + (axes @ step).to(point)
             expected = (slope * step - 0.5 * size * step**2).sum().item()
             if _value(log_density, new) - value > 0.1 * expected:
                 break
             length = max(step.norm().item(), 1e-9)
+            tried += 1
             damping = max(4 * damping, 1e-2 * slope.norm().item() / length, 1e-8 * size.max().item())
         else:
             break
