@@ -22,11 +22,15 @@ __all__ = ["FitResult", "fit_guide"]
 # `_GOOD` that is no luck of the draws.
 _BAD, _GOOD = 0.7, 0.6
 
-# Nats between the evidence and its bound that move no mean by a tenth of a standard deviation.
-_CLOSE = 5e-3
+# Nats between the evidence and its bound: those that move a mean by a seventh of a standard deviation at the
+# most, and those that say that the guide has missed a part of the posterior.
+_CLOSE, _FAR = 1e-2, 0.3
 
-# Steps of a round, failed steps that end a fit, and draws that a guide is judged by.
-_ROUND, _FAILED, _DRAWS = 1000, 50, 10_000
+# Steps of the rounds: from each start, for the bound, and for the tails where they are bad.
+_SHORT, _LONG, _TAILS = 600, 900, 400
+
+# Failed steps that end a fit, and draws that a guide is judged by.
+_FAILED, _DRAWS = 50, 10_000
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    max_steps: int = 3000,
+    max_steps: int = 2500,
     num_particles: int | None = None,
     seed: int = 0,
     objective: Any = None,
@@ -64,11 +68,12 @@ def fit_guide(
 
     .. math:: \max_\phi \; \mathbb{E}_{q_\phi(z)} [\log p(x, z) - \log q_\phi(z)] \text{ (nats)}
 
-    by Adam with the path gradient, in rounds of a thousand steps. In each the step size decays by a cosine
+    by Adam with the path gradient, in rounds of some hundred steps. In each the step size decays by a cosine
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     An `AutoFlow` is also fitted to the log density itself, on draws that are wider than its own, so that its
-    tails are right where few draws come; and where they still are too light, to the weighted draws.
+    tails are right where few draws come; where its first round is bad it is started elsewhere, too; and where
+    its tails stay too light it is fitted to its weighted draws.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 
@@ -117,12 +122,25 @@ def fit_guide(
 
 @dataclass(frozen=True)
 class _State:
-    """A guide between two rounds: its bound, k-hat, what the bound lacks of the evidence, its parameters."""
+    """A guide between two rounds: its bound, k-hat, what the bound lacks of the evidence, and its tensors."""
 
     elbo: float
     khat: float
     gap: float
-    parameters: list[Tensor]
+    tensors: list[Tensor]
+
+    @property
+    def bad(self) -> bool:
+        return self.khat >= _BAD or self.gap >= _FAR
+
+    @property
+    def good(self) -> bool:
+        return self.khat < _GOOD and self.gap < _CLOSE
+
+    @property
+    def score(self) -> float:
+        """The bound, less a nat for each unit by which k-hat is too large."""
+        return self.elbo - max(self.khat - _BAD, 0.0)
 
 
 class _Fit:
@@ -134,29 +152,46 @@ class _Fit:
         self.bar = tqdm(total=max_steps, disable=not progress_bar, unit="step")
 
     def run(self) -> FitResult:
-        best = _State(-math.inf, math.inf, math.inf, [])
-        converged, rounds = False, 0
         with self.bar:
-            while len(self.losses) < self.max_steps and not converged:
-                # Where two rounds for the bound leave the tails too light, more that weigh them.
-                if rounds >= 2 and best.khat < _BAD:
-                    break
-                power = 1.5 if rounds >= 2 else 0.0
-                self._round(min(_ROUND, self.max_steps - len(self.losses)), power)
-                state = self._state()
-                good = state.khat < _GOOD
-                converged = good and (state.gap < _CLOSE or state.elbo - best.elbo < 2 * _CLOSE)
-                if not best.parameters or (state.khat < _BAD, state.elbo) > (best.khat < _BAD, best.elbo):
-                    best = state
-                rounds += 1
-                self.bar.set_postfix(elbo=f"{best.elbo:.2f}", khat=f"{best.khat:.2f}")
-        with torch.no_grad():
-            for parameter, value in zip(self.target.parameters, best.parameters, strict=True):
-                parameter.copy_(value)
-        return FitResult(best.elbo, best.khat, self.losses, converged, _advice(best.khat, converged))
+            best = self._first()
+            done, tails = best.good, False
+            while self._left and not done:
+                self._restore(best)
+                state = self._round(_TAILS, power=1.5) if tails else self._round(_LONG)
+                gained = state.score - best.score
+                best = max(best, state, key=lambda state: state.score)
+                done = not best.bad or (tails and gained < _CLOSE)
+                tails = best.khat >= _BAD and self.target.widens
+        self._restore(best)
+        return FitResult(best.elbo, best.khat, self.losses, done, _advice(best.khat, done))
 
-    def _round(self, steps: int, power: float) -> None:
-        target = self.target
+    def _first(self) -> _State:
+        """The guide after a round from the start, or from another one where that is bad."""
+        try:
+            state = self._round(_SHORT)
+        except FloatingPointError:
+            if not (self._left and self.target.start_elsewhere()):
+                raise
+            return self._round(_SHORT)
+        if not (state.bad and self._left and self.target.start_elsewhere()):
+            return state
+        try:
+            return max(state, self._round(_SHORT), key=lambda state: state.score)
+        except FloatingPointError:
+            return state
+
+    @property
+    def _left(self) -> int:
+        return self.max_steps - len(self.losses)
+
+    @torch.no_grad()
+    def _restore(self, state: _State) -> None:
+        for tensor, value in zip(self.target.state(), state.tensors, strict=True):
+            tensor.copy_(value)
+
+    def _round(self, steps: int, power: float = 0.0) -> _State:
+        """Steps with one decay of the step size, and the guide that they lead to."""
+        target, steps = self.target, min(steps, self._left)
         optimizer = torch.optim.Adam(target.parameters, lr=target.lr, fused=True)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         mean: list[Tensor] = []
@@ -164,8 +199,8 @@ class _Fit:
         for step in range(steps):
             optimizer.zero_grad()
             # Every second step is enough for what changes slowly, and costs as much as the bound.
-            widen = target.widens and step >= 0.7 * steps and step % 2 == 0
-            loss = self._loss(power if widen else None)
+            widen = step >= 0.3 * steps if power else step >= 0.7 * steps and step % 2 == 0
+            loss = self._loss(power if widen and target.widens else None)
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()
                 failed = 0
@@ -191,6 +226,9 @@ class _Fit:
         with torch.no_grad():
             for parameter, value in zip(target.parameters, mean, strict=True):
                 parameter.copy_(value)
+        state = self._state()
+        self.bar.set_postfix(elbo=f"{state.elbo:.2f}", khat=f"{state.khat:.2f}")
+        return state
 
     def _loss(self, power: float | None) -> float:
         """The loss of a step, whose gradient is left at the parameters; `nan` where it can't be computed."""
@@ -208,8 +246,8 @@ class _Fit:
         elbo = log_weights.mean().item()
         evidence = log_weights.logsumexp(0).item() - math.log(len(log_weights))
         _, khat = pareto_smooth(log_weights)
-        parameters = [parameter.detach().clone() for parameter in self.target.parameters]
-        return _State(elbo, khat, evidence - elbo, parameters)
+        tensors = [tensor.detach().clone() for tensor in self.target.state()]
+        return _State(elbo, khat, evidence - elbo, tensors)
 
 
 def _clip(parameters: list[Tensor], max_norm: float) -> bool:

@@ -7,21 +7,13 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoContinuous, init_to_median
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyroflows.infer.diagnostics import latent_names
-from pyroflows.infer.starts import (
-    Normal,
-    batch_and_match,
-    elbo_of,
-    find_mode,
-    mean_field,
-    without_validation,
-)
+from pyroflows.infer.checks import check_latents, trace_once
+from pyroflows.infer.starts import INITS, Starts
 from pyroflows.infer.unconstrained import LogDensity
 from pyroflows.transforms import (
     AffineMap,
@@ -37,11 +29,6 @@ from pyroflows.transforms import (
 )
 
 __all__ = ["AutoFlow", "guide_transform"]
-
-INITS = ("auto", "laplace", "mean_field", "prior")
-
-# A Hessian is a backward pass for each dimension.
-_LARGEST_HESSIAN = 200
 
 
 def guide_transform(size: int, *, steps: int = 6, hidden_features: tuple[int, ...] = (64, 64)) -> Chain:
@@ -200,13 +187,29 @@ class AutoFlow(AutoContinuous):
             super()._setup_prototype(*args, **kwargs)
             loc = self._init_loc()
             self.transform = Chain([self._flow(), TriangularAffine(self.latent_dim)]).to(loc)
-            start = _Start(self.log_density(*args, **kwargs), loc, self._prior_draws(*args, **kwargs))
+            self._start(self._init, *args, **kwargs)
         except BaseException:
             # A guide that could not be made is not one that has been made.
             self.prototype_trace = None
             raise
-        found = getattr(start, self._init)()
+
+    def _start(self, init: str, *args: Any, **kwargs: Any) -> None:
+        prior_draws = self._prior_draws(*args, **kwargs)
+        starts = Starts(self.log_density(*args, **kwargs), self._init_loc(), prior_draws)
+        found = getattr(starts, init)()
         self.affine.set_(found.loc, found.tril)
+
+    def start_elsewhere(self, *args: Any, **kwargs: Any) -> bool:
+        """Begin again from another start, if that is left to the guide; whether it is.
+
+        The flow is made anew, unless it was given for a site.
+        """
+        if self._init != "auto" or isinstance(self._transform_fn, Mapping):
+            return False
+        fresh = Chain([self._flow(), TriangularAffine(self.latent_dim)])
+        self.transform.load_state_dict(fresh.state_dict())
+        self._start("mean_field", *args, **kwargs)
+        return True
 
     def _flow(self) -> FlowTransform:
         """The flow `f`, of the unconstrained vector in the order of the model's sites."""
@@ -234,7 +237,7 @@ class AutoFlow(AutoContinuous):
         def draws(n: int) -> Tensor:
             rows = []
             for _ in range(n):
-                trace = _trace(self._given_model[0], *args, **kwargs)
+                trace = trace_once(self._given_model[0], *args, **kwargs)
                 values = [
                     biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
                     for name, site in self._sites()
@@ -243,120 +246,3 @@ class AutoFlow(AutoContinuous):
             return torch.stack(rows).detach()
 
         return draws
-
-
-class _Start:
-    """The ways to find a normal from which a guide starts; each has the name of an `init`."""
-
-    def __init__(self, log_density: LogDensity, loc: Tensor, prior_draws: Callable[[int], Tensor]) -> None:
-        self.one = without_validation(log_density)
-        self.loc, self.prior_draws = loc, prior_draws
-        near = Normal(loc, 0.1 * torch.eye(len(loc)).to(loc)).sample(3)
-        self.many = without_validation(
-            log_density if log_density.broadcasts(near) else log_density.one_by_one
-        )
-
-    def laplace(self) -> Normal:
-        path = find_mode(self.one, self.loc, max_steps=200)
-        if not path:
-            raise ValueError(
-                "AutoFlow expected a model whose log density has a finite gradient and Hessian where "
-                'init_loc_fn starts, got none: use init="prior", or another init_loc_fn'
-            )
-        return path[-1]
-
-    def prior(self) -> Normal:
-        draws = self.prior_draws(100)
-        draws = draws[draws.isfinite().all(-1)]
-        if len(draws) < 2:
-            return self._around(1.0)
-        # Moments of a heavy tail say nothing of where the mass is.
-        low, middle, high = torch.quantile(draws, torch.tensor([0.16, 0.5, 0.84]).to(draws), 0)
-        return Normal(middle, ((high - low) / 2).clamp(min=1e-6).diag())
-
-    def mean_field(self) -> Normal:
-        return mean_field(self.many, self._best())
-
-    def auto(self) -> Normal:
-        if len(self.loc) > _LARGEST_HESSIAN:
-            return self.mean_field()
-        best = self._best()
-        matched = batch_and_match(self.many, best)
-        # A thousand draws, so that the luck of a few does not choose.
-        return max((best, matched), key=lambda normal: elbo_of(self.many, normal, 1000))
-
-    def _best(self) -> Normal:
-        """Of the normals along the way to the mode, and around the start of it, the one of highest ELBO."""
-        candidates = [self.prior(), *(self._around(scale) for scale in (0.1, 0.3, 1.0))]
-        if len(self.loc) <= _LARGEST_HESSIAN:
-            for normal in find_mode(self.one, self.loc):
-                candidates += [normal, _capped(normal)]
-        return max(candidates, key=lambda normal: elbo_of(self.many, normal))
-
-    def _around(self, scale: float) -> Normal:
-        return Normal(self.loc, scale * torch.eye(len(self.loc)).to(self.loc))
-
-
-def _capped(normal: Normal) -> Normal:
-    """The normal with no standard deviation above 1: far from the mode the curvature may say little."""
-    axes, scales, _ = torch.linalg.svd(normal.tril.double())
-    return Normal.of(normal.loc.double(), (axes * scales.clamp(max=1.0) ** 2) @ axes.T).to(normal.loc)
-
-
-def check_latents(model: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    """Raise where a latent variable of a model is not one of a fixed number of reals."""
-    sizes: dict[str, torch.Size] = {}
-    for attempt in range(2):
-        trace = _trace(model, *args, **kwargs)
-        now = {}
-        for name in latent_names(trace):
-            site: Any = trace.nodes[name]
-            _check_site(name, site)
-            now[name] = site["value"].shape
-        if attempt and now != sizes:
-            changed = sorted(name for name in {*now, *sizes} if now.get(name) != sizes.get(name))
-            raise ValueError(
-                f"AutoFlow expected latent variables of fixed size, got {changed}, which are there or not, "
-                "or of another shape, from one run of the model to the next: give them the largest size and "
-                "mask what is not used, or condition on what sets the size"
-            )
-        sizes = now
-    if not sizes:
-        raise ValueError(
-            "AutoFlow expected a model with latent variables, got none: nothing is to be inferred"
-        )
-
-
-def _check_site(name: str, site: Any) -> None:
-    support = site["fn"].support
-    if site["fn"].has_enumerate_support or support.is_discrete:
-        raise ValueError(
-            f"AutoFlow expected continuous latent variables, got {name!r}, which is discrete "
-            f"({site['fn']}): sum it out in the model, by dist.MixtureSameFamily or dist.DiscreteHMM, say, "
-            f"or leave it to another guide by poutine.block(model, hide=[{name!r}])"
-        )
-    try:
-        biject_to(support)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"AutoFlow expected supports that biject_to maps the reals to, got {support} of {name!r}: "
-            "register a bijection by torch.distributions.biject_to.register, or write the model with a "
-            "variable on the reals and pyro.deterministic"
-        ) from error
-    for frame in site["cond_indep_stack"]:
-        if not frame.vectorized:
-            raise ValueError(
-                f"AutoFlow expected vectorized plates, got {name!r} in the sequential plate {frame.name!r}: "
-                "write `with pyro.plate(...)`"
-            )
-        if frame.full_size is not None and frame.full_size != frame.size:
-            raise ValueError(
-                f"AutoFlow expected latent variables that are there at each step, got {name!r} in the plate "
-                f"{frame.name!r}, of which {frame.size} of {frame.full_size} are drawn: use an amortised "
-                "guide for it, or take all of the plate"
-            )
-
-
-def _trace(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
-    with torch.no_grad(), poutine.block():
-        return poutine.trace(model).get_trace(*args, **kwargs)

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyroflows.infer.diagnostics import draw, latent_names
 from pyroflows.infer.elbo import TraceSTL_ELBO
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.starts import without_validation
+from pyroflows.infer.normals import without_validation
 from pyroflows.infer.unconstrained import can_fail, learned
 
 __all__ = ["FlowObjective", "GuideObjective", "Objective"]
@@ -50,6 +50,14 @@ class Objective:
     def log_weights(self, n: int) -> Tensor:
         """`log p(x, z) - log q(z)` of `n` draws, in nats."""
         raise NotImplementedError
+
+    def start_elsewhere(self) -> bool:
+        """Begin again from another start; whether there is one."""
+        return False
+
+    def state(self) -> list[Tensor]:
+        """All that a guide is made of."""
+        return self.parameters
 
 
 class GuideObjective(Objective):
@@ -119,6 +127,7 @@ class FlowObjective(Objective):
     def __init__(
         self, guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int | None = None
     ) -> None:
+        self.guide, self.args, self.kwargs = guide, args, kwargs
         log_density = guide.log_density(*args, **kwargs)
         self.transform, self.base = guide.get_transform(), guide.get_base_dist()
         z = self.base.sample((3,))
@@ -129,6 +138,13 @@ class FlowObjective(Objective):
         self.particles = num_particles or (_TOGETHER if together else _ALONE)
         self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]
         self.parameters = [*self.of_flow, *log_density.parameters]
+
+    def start_elsewhere(self) -> bool:
+        return self.guide.start_elsewhere(*self.args, **self.kwargs)
+
+    def state(self) -> list[Tensor]:
+        # Where it starts is in buffers.
+        return [*self.parameters, *self.transform.buffers()]
 
     def loss(self) -> Tensor:
         # Not by the call, which remembers what nobody will ask for.
@@ -147,7 +163,7 @@ class FlowObjective(Objective):
 
         which sees them all the more where they are large.
         """
-        n = 2 * self.particles
+        n = (4 if power else 2) * self.particles
         with torch.no_grad():
             wide = self.width * self.base.sample((n,))
             x, ladj = self.transform.call_and_ladj(wide)

@@ -2,211 +2,82 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import pyro
 import torch
 from torch import Tensor
 
-from pyroflows.infer.unconstrained import can_fail
+from pyroflows.infer.normals import (
+    Normal,
+    batch_and_match,
+    elbo_of,
+    find_mode,
+    mean_field,
+    without_validation,
+)
+from pyroflows.infer.unconstrained import LogDensity
 
-__all__ = ["Normal", "batch_and_match", "elbo_of", "find_mode", "mean_field"]
+__all__ = ["INITS", "Starts"]
 
-Density = Callable[[Tensor], Tensor]
+INITS = ("auto", "laplace", "mean_field", "prior")
 
-
-@dataclass(frozen=True)
-class Normal:
-    """A multivariate normal: its mean `(D,)` and the Cholesky factor `(D, D)` of its covariance."""
-
-    loc: Tensor
-    tril: Tensor
-
-    @staticmethod
-    def of(loc: Tensor, covariance: Tensor) -> Normal:
-        """From a mean and a covariance that may be singular to rounding."""
-        scale = covariance.diagonal().clamp(min=1e-30).sqrt()
-        correlation = covariance / scale / scale[:, None]
-        jitter = 1e-10 if covariance.dtype == torch.float64 else 1e-6
-        for _ in range(12):
-            tril, failed = torch.linalg.cholesky_ex(correlation + jitter * torch.eye(len(loc)).to(scale))
-            if not failed:
-                return Normal(loc, scale[:, None] * tril)
-            jitter *= 10
-        return Normal(loc, scale.diag())
-
-    def to(self, other: Tensor) -> Normal:
-        return Normal(self.loc.to(other), self.tril.to(other))
-
-    def sample(self, n: int) -> Tensor:
-        return self.loc + torch.randn(n, len(self.loc)).to(self.loc) @ self.tril.T
+# A Hessian is a backward pass for each dimension.
+_LARGEST_HESSIAN = 200
 
 
-@torch.no_grad()
-def elbo_of(log_density: Density, normal: Normal, n: int = 100) -> float:
-    """The evidence lower bound of a normal, in nats, by `n` draws; `-inf` where it is not finite."""
-    try:
-        values = log_density(normal.sample(n))
-    except can_fail:
-        return -math.inf
-    entropy = 0.5 * len(normal.loc) * (1 + math.log(2 * math.pi)) + normal.tril.diagonal().log().sum()
-    elbo = (values.mean() + entropy).item()
-    return elbo if math.isfinite(elbo) else -math.inf
+class Starts:
+    """The ways to find a normal from which a guide starts; each has the name of an `init`."""
 
-
-def find_mode(log_density: Density, start: Tensor, max_steps: int = 60) -> list[Normal]:
-    r"""The path of a damped Newton method to a mode, and at each of its points the normal of the curvature.
-
-    .. math:: u \leftarrow u + (|H| + \mu I)^{-1} g, \qquad q = \mathcal{N}(u, |H|^{-1})
-
-    `g` and `-H` are the gradient and Hessian of the log density, `|H|` has the absolute values of its
-    eigenvalues, and the damping `\mu` grows until the density does. Where the density is bounded the last
-    normal is Laplace's approximation; where its mode is not where its mass is, one on the way may be better.
-
-    Source: Zhang et al. 2022, "Pathfinder", arXiv 2108.03782, section 2 (a normal at each point of the path,
-    chosen by its evidence lower bound; there of L-BFGS); Dauphin et al. 2014, arXiv 1406.2572, eq. 5.
-    """
-    path: list[Normal] = []
-    point, damping = start.detach(), 0.0
-    for _ in range(max_steps):
-        try:
-            value, gradient, hessian = _derivatives(log_density, point)
-        except can_fail:
-            break
-        if not (gradient.isfinite().all() and hessian.isfinite().all()):
-            break
-        curvature, axes = torch.linalg.eigh(-hessian.double())
-        slope = axes.T @ gradient.double()
-        size = curvature.abs()
-        size = size.clamp(min=max(1e-8 * size.max().item(), 1e-30))
-        path.append(Normal.of(point.double(), (axes / size) @ axes.T).to(point))
-        if (slope**2 / size).sum() < 1e-3 and (curvature > 0).all():
-            break
-        tried = 0
-        while tried < 30:
-            step = slope / (size + damping)
-            new = point + (axes @ step).to(point)
-            expected = (slope * step - 0.5 * size * step**2).sum().item()
-            if _value(log_density, new) - value > 0.1 * expected:
-                break
-            length = max(step.norm().item(), 1e-9)
-            tried += 1
-            damping = max(4 * damping, 1e-2 * slope.norm().item() / length, 1e-8 * size.max().item())
-        else:
-            break
-        if tried == 0:
-            damping = damping / 10 if damping > 1e-6 * size.min().item() else 0.0
-        point = new.detach()
-    return path
-
-
-def _derivatives(log_density: Density, point: Tensor) -> tuple[float, Tensor, Tensor]:
-    point = point.detach().requires_grad_()
-    value = log_density(point)
-    (gradient,) = torch.autograd.grad(value, point, create_graph=True)
-    directions = torch.eye(len(point)).to(point)
-    try:
-        (hessian,) = torch.autograd.grad(
-            gradient, point, directions, is_grads_batched=True, retain_graph=True
+    def __init__(self, log_density: LogDensity, loc: Tensor, prior_draws: Callable[[int], Tensor]) -> None:
+        self.one = without_validation(log_density)
+        self.loc, self.prior_draws = loc, prior_draws
+        near = Normal(loc, 0.1 * torch.eye(len(loc)).to(loc)).sample(3)
+        self.many = without_validation(
+            log_density if log_density.broadcasts(near) else log_density.one_by_one
         )
-    except RuntimeError:
-        # Not every operation of a model can be batched.
-        rows = [torch.autograd.grad(gradient, point, row, retain_graph=True)[0] for row in directions]
-        hessian = torch.stack(rows)
-    return value.item(), gradient.detach(), hessian
+
+    def laplace(self) -> Normal:
+        path = find_mode(self.one, self.loc, max_steps=200)
+        if not path:
+            raise ValueError(
+                "AutoFlow expected a model whose log density has a finite gradient and Hessian where "
+                'init_loc_fn starts, got none: use init="prior", or another init_loc_fn'
+            )
+        return path[-1]
+
+    def prior(self) -> Normal:
+        draws = self.prior_draws(100)
+        draws = draws[draws.isfinite().all(-1)]
+        if len(draws) < 2:
+            return self._around(1.0)
+        # Moments of a heavy tail say nothing of where the mass is.
+        low, middle, high = torch.quantile(draws, torch.tensor([0.16, 0.5, 0.84]).to(draws), 0)
+        return Normal(middle, ((high - low) / 2).clamp(min=1e-6).diag())
+
+    def mean_field(self) -> Normal:
+        return mean_field(self.many, self.prior())
+
+    def auto(self) -> Normal:
+        if len(self.loc) > _LARGEST_HESSIAN:
+            return self.mean_field()
+        best = self._best()
+        matched = batch_and_match(self.many, best)
+        # A thousand draws, so that the luck of a few does not choose.
+        return max((best, matched), key=lambda normal: elbo_of(self.many, normal, 1000))
+
+    def _best(self) -> Normal:
+        """Of the normals along the way to the mode, and around the start of it, the one of highest ELBO."""
+        candidates = [self.prior(), *(self._around(scale) for scale in (0.1, 0.3, 1.0))]
+        if len(self.loc) <= _LARGEST_HESSIAN:
+            for normal in find_mode(self.one, self.loc):
+                candidates += [normal, _capped(normal)]
+        return max(candidates, key=lambda normal: elbo_of(self.many, normal))
+
+    def _around(self, scale: float) -> Normal:
+        return Normal(self.loc, scale * torch.eye(len(self.loc)).to(self.loc))
 
 
-@torch.no_grad()
-def _value(log_density: Density, point: Tensor) -> float:
-    try:
-        value = log_density(point).item()
-    except can_fail:
-        return -math.inf
-    return value if math.isfinite(value) else -math.inf
-
-
-def batch_and_match(log_density: Density, start: Normal, steps: int = 150, batch: int = 32) -> Normal:
-    r"""The normal whose scores match the density's, by closed-form updates from draws.
-
-    .. math:: q_{t+1} = \arg\min_q \mathbb{E}_{z \sim q_t} \| \nabla \log q(z) - \nabla \log p(z)
-        \|^2_{\Sigma_q} + \tfrac{2}{\lambda_t} \mathrm{KL}(q_t \| q), \qquad \lambda_t = \frac{B D}{t + 1}
-
-    It has no step size to tune, and takes a few thousand gradients.
-
-    Source: Cai et al. 2024, "Batch and match: black-box variational inference with a score-based
-    divergence", arXiv 2402.14758, eq. 8 to 11.
-    """
-    loc, covariance = start.loc.double(), (start.tril @ start.tril.T).double()
-    size = len(loc)
-    for step in range(steps):
-        z = Normal.of(loc, covariance).sample(batch)
-        try:
-            score = _score(log_density, z.to(start.loc)).double()
-        except can_fail:
-            covariance = covariance / 4
-            continue
-        kept = score.isfinite().all(-1)
-        if kept.sum() < 2:
-            covariance = covariance / 4
-            continue
-        z, score = z[kept], score[kept]
-        rate = batch * size / (step + 1)
-        mean_z, mean_score = z.mean(0), score.mean(0)
-        u = rate * _covariance(score) + rate / (1 + rate) * torch.outer(mean_score, mean_score)
-        v = covariance + rate * _covariance(z)
-        v = v + rate / (1 + rate) * torch.outer(loc - mean_z, loc - mean_z)
-        # 2 V (I + (I + 4 U V)^(1/2))^(-1), by the eigenvalues of the symmetric R' U R, where V = R R'.
-        root = Normal.of(loc, v).tril
-        values, axes = torch.linalg.eigh(4 * root.T @ u @ root)
-        axes = root @ axes
-        covariance = (axes * (2 / (1 + (1 + values.clamp(min=0)).sqrt()))) @ axes.T
-        loc = loc / (1 + rate) + rate / (1 + rate) * (covariance @ mean_score + mean_z)
-    return Normal.of(loc, covariance).to(start.loc)
-
-
-def mean_field(
-    log_density: Density, start: Normal, steps: int = 500, batch: int = 32, lr: float = 0.05
-) -> Normal:
-    """The normal of independent elements with the highest evidence lower bound, by Adam, in units of `start`.
-
-    Source: Kucukelbir et al. 2017, "Automatic Differentiation Variational Inference", arXiv 1603.00788.
-    """
-    unit = start.tril.norm(dim=1)
-    shift, log_scale = torch.zeros_like(unit).requires_grad_(), torch.zeros_like(unit).requires_grad_()
-    optimizer = torch.optim.Adam([shift, log_scale], lr=lr)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        noise = torch.randn(batch, len(unit)).to(unit)
-        z = start.loc + unit * (shift + log_scale.exp() * noise)
-        optimizer.zero_grad()
-        try:
-            (log_density(z).mean() + log_scale.sum()).neg().backward()
-        except can_fail:
-            continue
-        if all(p.grad is not None and p.grad.isfinite().all() for p in (shift, log_scale)):
-            optimizer.step()
-        scheduler.step()
-    loc = start.loc + unit * shift.detach()
-    return Normal(loc, (unit * log_scale.detach().exp()).diag())
-
-
-def _score(log_density: Density, z: Tensor) -> Tensor:
-    z = z.detach().requires_grad_()
-    return torch.autograd.grad(log_density(z).sum(), z)[0]
-
-
-def _covariance(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(0)
-    return centred.T @ centred / len(rows)
-
-
-def without_validation(log_density: Density) -> Density:
-    """A density that gives what is not finite, instead of an error, outside of a support."""
-
-    def evaluate(u: Tensor) -> Tensor:
-        with pyro.validation_enabled(False):
-            return log_density(u)
-
-    return evaluate
+def _capped(normal: Normal) -> Normal:
+    """The normal with no standard deviation above 1: far from the mode the curvature may say little."""
+    axes, scales, _ = torch.linalg.svd(normal.tril.double())
+    return Normal.of(normal.loc.double(), (axes * scales.clamp(max=1.0) ** 2) @ axes.T).to(normal.loc)
