@@ -1,0 +1,143 @@
+"""How close guides come to posteriors that are known: `AutoFlow` and Pyro's autoguides, and what each takes.
+
+The funnel and the banana are here. A folder with a `models.py` adds others: it has `MODELS`, `load(name)` for a
+model and its reference draws, and `compare(model, guide, reference)` for the worst errors.
+
+pip install '.[fit]'
+python -m tests.benchmarks.guide_quality [FOLDER] [--seeds 0 1 2] [--only NAME ...]
+"""
+
+import argparse
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
+
+from pyroflows.infer import AutoFlow, fit_guide, psis_khat
+
+PEERS = {
+    "AutoNormal": AutoNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+    "AutoIAFNormal": AutoIAFNormal,
+}
+STEPS, PARTICLES = 1500, 32
+
+
+class Score(NamedTuple):
+    mean: float  # worst error of a mean, in reference standard deviations
+    sd: float  # worst |log| of a ratio of standard deviations
+    khat: float
+    seconds: float
+
+
+def funnel() -> None:
+    v = pyro.sample("v", dist.Normal(0.0, 3.0))
+    pyro.sample("x", dist.Normal(torch.zeros(9), (v / 2).exp()[..., None]).to_event(1))
+
+
+def banana() -> None:
+    a = pyro.sample("a", dist.Normal(0.0, 10.0))
+    pyro.sample("b", dist.Normal(0.03 * (a**2 - 100), 1.0))
+
+
+def known(name: str) -> tuple[Callable[[], None], dict[str, np.ndarray]]:
+    """The model and exact draws of it; not of the funnel's `x`, whose moments no draws can tell."""
+    random, n = np.random.default_rng(0), 200_000
+    if name == "funnel":
+        return funnel, {"v": 3 * random.normal(size=n)}
+    a = 10 * random.normal(size=n)
+    return banana, {"a": a, "b": 0.03 * (a**2 - 100) + random.normal(size=n)}
+
+
+def errors(guide: Any, reference: dict[str, np.ndarray]) -> tuple[float, float]:
+    with torch.no_grad(), pyro.plate("draws", 4000, dim=-1):
+        values = guide()
+    pairs = [(values[name].numpy(), draws) for name, draws in reference.items()]
+    return (
+        max(abs(q.mean() - r.mean()) / r.std() for q, r in pairs),
+        max(abs(math.log(q.std() / r.std())) for q, r in pairs),
+    )
+
+
+def by_svi(model: Callable[[], None], guide: Any) -> None:
+    """Common settings: Adam from 1e-2 to 5e-4."""
+    adam = pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": 0.05 ** (1 / STEPS)})
+    elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=0)
+    svi = SVI(model, guide, adam, elbo)
+    for _ in range(STEPS):
+        svi.step()
+
+
+def score(
+    kind: str, model: Callable[[], None], seed: int, compare: Callable[[Any], tuple[float, float]]
+) -> Score:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    guide = AutoFlow(model) if kind == "AutoFlow" else PEERS[kind](model)
+    start = time.perf_counter()
+    try:
+        if kind == "AutoFlow":
+            fit_guide(model, guide, seed=seed, progress_bar=False)
+        else:
+            by_svi(model, guide)
+        seconds = time.perf_counter() - start
+        mean, sd = compare(guide)
+        return Score(mean, sd, psis_khat(model, guide), seconds)
+    except (ValueError, RuntimeError):
+        return Score(math.nan, math.nan, math.nan, time.perf_counter() - start)
+
+
+def cell(scores: list[Score]) -> str:
+    """The worst of the seeds."""
+    if any(math.isnan(s.mean) for s in scores):
+        return "failed"
+    return " / ".join(f"{max(getattr(s, part) for s in scores):.2f}" for part in ("mean", "sd", "khat"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+")
+    arguments = parser.parse_args()
+    others: Any = None
+    if arguments.folder is not None:
+        spec = importlib.util.spec_from_file_location("models", arguments.folder / "models.py")
+        assert spec is not None
+        assert spec.loader is not None
+        others = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(others)
+    names = [*(others.MODELS if others else ()), "funnel", "banana"]
+    kinds = [*PEERS, "AutoFlow"]
+    print("| posterior | " + " | ".join(kinds) + " | time |")
+    print("| --- |" + " --- |" * (len(kinds) + 1))
+    for name in arguments.only or names:
+        ours = name in ("funnel", "banana")
+        model, reference = known(name) if ours else others.load(name)
+        scores: dict[str, list[Score]] = {kind: [] for kind in kinds}
+        for seed in arguments.seeds:
+            for kind in kinds:
+
+                def compare(
+                    guide: Any, model: Any = model, reference: Any = reference, ours: bool = ours
+                ) -> tuple[float, float]:
+                    return errors(guide, reference) if ours else others.compare(model, guide, reference)
+
+                scores[kind].append(score(kind, model, seed, compare))
+        pairs = zip(scores["AutoFlow"], scores["AutoIAFNormal"], strict=True)
+        ratios = [f"{a.seconds / b.seconds:.1f}" for a, b in pairs if not math.isnan(b.mean)]
+        cells = [cell(scores[kind]) for kind in kinds]
+        print(f"| {name} | " + " | ".join(cells) + f" | {', '.join(ratios) or '-'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
