@@ -22,9 +22,9 @@ __all__ = ["FitResult", "fit_guide"]
 # `_GOOD` that is no luck of the draws.
 _BAD, _GOOD = 0.7, 0.6
 
-# Nats between the evidence and its bound: those that move a mean by a seventh of a standard deviation at the
-# most, and those that say that the guide has missed a part of the posterior.
-_CLOSE, _FAR = 1e-2, 0.3
+# Nats between the evidence and its bound: those that move a mean by 0.08 standard deviations at the most,
+# those from which on more steps are worth it, and those that say that the start was bad.
+_CLOSE, _LACKING, _FAR = 3e-3, 0.1, 0.3
 
 # Steps of the rounds: from each start, for the bound, and for the tails where they are bad.
 _SHORT, _LONG, _TAILS = 600, 900, 400
@@ -160,7 +160,8 @@ class _Fit:
                 state = self._round(_TAILS, power=1.5) if tails else self._round(_LONG)
                 gained = state.score - best.score
                 best = max(best, state, key=lambda state: state.score)
-                done = not best.bad or (tails and gained < _CLOSE)
+                enough = best.khat < _BAD and best.gap < _LACKING
+                done = enough or (tails and gained < _CLOSE)
                 tails = best.khat >= _BAD and self.target.widens
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best.khat, done))

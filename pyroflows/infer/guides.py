@@ -116,7 +116,10 @@ class AutoFlow(AutoContinuous):
 
     def __getstate__(self) -> dict[str, Any]:
         # Pyro's own takes the model from the guide that is saved, too.
-        return {**self.__dict__, "_model": None, "_given_model": None, "master": None}
+        kept = self._model, self.master
+        state = dict(super().__getstate__())
+        self._model, self.master = kept
+        return {**state, "_given_model": None}
 
     def log_density(self, *args: Any, **kwargs: Any) -> LogDensity:
         """The model's log density, as a function of one unconstrained vector."""
@@ -156,6 +159,8 @@ class AutoFlow(AutoContinuous):
 
         As of Pyro's autoguides they are taken in the unconstrained space. They are the same at each call.
         """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
             draws = list(self._draws(10_000, *args, **kwargs))
@@ -163,7 +168,7 @@ class AutoFlow(AutoContinuous):
         for name, support, value in draws:
             levels = torch.as_tensor(quantiles).to(value)
             of_each = torch.quantile(value, levels.reshape(-1), 0)
-            result[name] = biject_to(support)(of_each.reshape(*levels.shape, *value.shape[1:]))
+            result[name] = biject_to(support)(of_each.reshape(levels.shape + value.shape[1:]))
         return result
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -196,7 +201,9 @@ class AutoFlow(AutoContinuous):
     def _start(self, init: str, *args: Any, **kwargs: Any) -> None:
         prior_draws = self._prior_draws(*args, **kwargs)
         starts = Starts(self.log_density(*args, **kwargs), self._init_loc(), prior_draws)
-        found = getattr(starts, init)()
+        # A guide may be called first where no gradients are wanted, but the start takes some.
+        with torch.enable_grad():
+            found = getattr(starts, init)()
         self.affine.set_(found.loc, found.tril)
 
     def start_elsewhere(self, *args: Any, **kwargs: Any) -> bool:
@@ -231,7 +238,7 @@ class AutoFlow(AutoContinuous):
         if rest:
             flows.append(guide_transform(sum(len(position) for position in rest)))
         order = torch.cat([*(where[name] for name in self._transform_fn), *rest])
-        return Chain([Parallel(flows), Permutation(self.latent_dim, order.argsort())])
+        return Chain([Parallel(flows), Permutation(self.latent_dim, order)])
 
     def _prior_draws(self, *args: Any, **kwargs: Any) -> Callable[[int], Tensor]:
         def draws(n: int) -> Tensor:

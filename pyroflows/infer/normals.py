@@ -45,7 +45,7 @@ class Normal:
 
 
 @torch.no_grad()
-def elbo_of(log_density: Density, normal: Normal, n: int = 100) -> float:
+def elbo_of(log_density: Density, normal: Normal, n: int) -> float:
     """The evidence lower bound of a normal, in nats, by `n` draws; `-inf` where it is not finite."""
     try:
         values = log_density(normal.sample(n))
@@ -59,11 +59,12 @@ def elbo_of(log_density: Density, normal: Normal, n: int = 100) -> float:
 def find_mode(log_density: Density, start: Tensor, max_steps: int = 60) -> list[Normal]:
     r"""The path of a damped Newton method to a mode, and at each of its points the normal of the curvature.
 
-    .. math:: u \leftarrow u + (|H| + \mu I)^{-1} g, \qquad q = \mathcal{N}(u, |H|^{-1})
+    .. math:: u \leftarrow u + (|H| + \mu D)^{-1} g, \qquad q = \mathcal{N}(u, |H|^{-1})
 
     `g` and `-H` are the gradient and Hessian of the log density, `|H|` has the absolute values of its
-    eigenvalues, and the damping `\mu` grows until the density does. Where the density is bounded the last
-    normal is Laplace's approximation; where its mode is not where its mass is, one on the way may be better.
+    eigenvalues, in units of its diagonal `D`, and the damping `\mu` grows until the density does. Where the
+    density is bounded the last normal is Laplace's approximation; where its mode is not where its mass is,
+    one on the way may be better.
 
     Source: Zhang et al. 2022, "Pathfinder", arXiv 2108.03782, section 2 (a normal at each point of the path,
     chosen by its evidence lower bound; there of L-BFGS); Dauphin et al. 2014, arXiv 1406.2572, eq. 5.
@@ -77,10 +78,14 @@ def find_mode(log_density: Density, start: Tensor, max_steps: int = 60) -> list[
             break
         if not (gradient.isfinite().all() and hessian.isfinite().all()):
             break
-        curvature, axes = torch.linalg.eigh(-hessian.double())
+        # In units of each element's own curvature, so that no scale is lost to rounding beside another.
+        hessian = hessian.double()
+        unit = hessian.diagonal().abs().clamp(min=1e-30).rsqrt()
+        curvature, axes = torch.linalg.eigh(-unit * hessian * unit[:, None])
+        axes = unit[:, None] * axes
         slope = axes.T @ gradient.double()
         size = curvature.abs()
-        size = size.clamp(min=max(1e-8 * size.max().item(), 1e-30))
+        size = size.clamp(min=1e-8 * size.max().item())
         path.append(Normal.of(point.double(), (axes / size) @ axes.T).to(point))
         if (slope**2 / size).sum() < 1e-3 and (curvature > 0).all():
             break
@@ -127,7 +132,7 @@ def _value(log_density: Density, point: Tensor) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def batch_and_match(log_density: Density, start: Normal, steps: int = 150, batch: int = 32) -> Normal:
+def batch_and_match(log_density: Density, start: Normal, steps: int, batch: int) -> Normal:
     r"""The normal whose scores match the density's, by closed-form updates from draws.
 
     .. math:: q_{t+1} = \arg\min_q \mathbb{E}_{z \sim q_t} \| \nabla \log q(z) - \nabla \log p(z)
@@ -166,9 +171,7 @@ def batch_and_match(log_density: Density, start: Normal, steps: int = 150, batch
     return Normal.of(loc, covariance).to(start.loc)
 
 
-def mean_field(
-    log_density: Density, start: Normal, steps: int = 500, batch: int = 32, lr: float = 0.05
-) -> Normal:
+def mean_field(log_density: Density, start: Normal, steps: int, batch: int, lr: float = 0.05) -> Normal:
     """The normal of independent elements with the highest evidence lower bound, by Adam, in units of `start`.
 
     Source: Kucukelbir et al. 2017, "Automatic Differentiation Variational Inference", arXiv 1603.00788.
@@ -179,10 +182,12 @@ def mean_field(
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         noise = torch.randn(batch, len(unit)).to(unit)
-        z = start.loc + unit * (shift + log_scale.exp() * noise)
+        scaled = shift + log_scale.exp() * noise
+        # The path gradient: of log q through the draw alone.
+        log_q = -0.5 * ((scaled - shift.detach()) / log_scale.detach().exp()).square().sum(-1)
         optimizer.zero_grad()
         try:
-            (log_density(z).mean() + log_scale.sum()).neg().backward()
+            (log_q - log_density(start.loc + unit * scaled)).mean().backward()
         except can_fail:
             continue
         if all(p.grad is not None and p.grad.isfinite().all() for p in (shift, log_scale)):

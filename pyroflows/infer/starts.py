@@ -31,10 +31,10 @@ class Starts:
     def __init__(self, log_density: LogDensity, loc: Tensor, prior_draws: Callable[[int], Tensor]) -> None:
         self.one = without_validation(log_density)
         self.loc, self.prior_draws = loc, prior_draws
-        near = Normal(loc, 0.1 * torch.eye(len(loc)).to(loc)).sample(3)
-        self.many = without_validation(
-            log_density if log_density.broadcasts(near) else log_density.one_by_one
-        )
+        together = log_density.broadcasts(self._around(0.1).sample(3))
+        self.many = without_validation(log_density if together else log_density.one_by_one)
+        # One by one, draws are dear.
+        self.draws, self.steps, self.batch = (100, 150, 32) if together else (10, 50, 8)
 
     def laplace(self) -> Normal:
         path = find_mode(self.one, self.loc, max_steps=200)
@@ -55,15 +55,15 @@ class Starts:
         return Normal(middle, ((high - low) / 2).clamp(min=1e-6).diag())
 
     def mean_field(self) -> Normal:
-        return mean_field(self.many, self.prior())
+        return mean_field(self.many, self.prior(), steps=3 * self.steps, batch=self.batch)
 
     def auto(self) -> Normal:
         if len(self.loc) > _LARGEST_HESSIAN:
             return self.mean_field()
         best = self._best()
-        matched = batch_and_match(self.many, best)
-        # A thousand draws, so that the luck of a few does not choose.
-        return max((best, matched), key=lambda normal: elbo_of(self.many, normal, 1000))
+        matched = batch_and_match(self.many, best, self.steps, self.batch)
+        # More draws, so that the luck of a few does not choose.
+        return max((best, matched), key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
 
     def _best(self) -> Normal:
         """Of the normals along the way to the mode, and around the start of it, the one of highest ELBO."""
@@ -71,7 +71,7 @@ class Starts:
         if len(self.loc) <= _LARGEST_HESSIAN:
             for normal in find_mode(self.one, self.loc):
                 candidates += [normal, _capped(normal)]
-        return max(candidates, key=lambda normal: elbo_of(self.many, normal))
+        return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
 
     def _around(self, scale: float) -> Normal:
         return Normal(self.loc, scale * torch.eye(len(self.loc)).to(self.loc))
