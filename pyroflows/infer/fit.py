@@ -130,8 +130,9 @@ class _State:
     tensors: list[Tensor]
 
     @property
-    def bad(self) -> bool:
-        return self.khat >= _BAD or self.gap >= _FAR
+    def far(self) -> bool:
+        """Whether the start may be to blame."""
+        return self.khat >= 1 or self.gap >= _FAR
 
     @property
     def good(self) -> bool:
@@ -139,8 +140,8 @@ class _State:
 
     @property
     def score(self) -> float:
-        """The bound, less a nat for each unit by which k-hat is too large."""
-        return self.elbo - max(self.khat - _BAD, 0.0)
+        """The bound, less a fifth of a nat for each unit by which k-hat is above one half."""
+        return self.elbo - 0.2 * max(self.khat - 0.5, 0.0)
 
 
 class _Fit:
@@ -174,7 +175,7 @@ class _Fit:
             if not (self._left and self.target.start_elsewhere()):
                 raise
             return self._round(_SHORT)
-        if not (state.bad and self._left and self.target.start_elsewhere()):
+        if not (state.far and self._left and self.target.start_elsewhere()):
             return state
         try:
             return max(state, self._round(_SHORT), key=lambda state: state.score)
