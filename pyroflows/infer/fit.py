@@ -140,8 +140,8 @@ class _State:
 
     @property
     def score(self) -> float:
-        """The bound, less a fifth of a nat for each unit by which k-hat is above one half."""
-        return self.elbo - 0.2 * max(self.khat - 0.5, 0.0)
+        """The bound, less a fifth of a nat for each unit of k-hat above 0.5, and a tenth where it is bad."""
+        return self.elbo - 0.2 * max(self.khat - 0.5, 0.0) - 0.1 * (self.khat >= _BAD)
 
 
 class _Fit:
@@ -205,6 +205,7 @@ class _Fit:
             loss = self._loss(power if widen and target.widens else None)
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()
+                scheduler.step()
                 failed = 0
             else:
                 failed += 1
@@ -213,7 +214,6 @@ class _Fit:
                     f"the evidence lower bound was not finite in {_FAILED} steps, one after the other: look "
                     "at the model's density where the guide draws, or start elsewhere (init, init_loc_fn)"
                 )
-            scheduler.step()
             self.losses.append(loss)
             if step >= 0.75 * steps:
                 with torch.no_grad():

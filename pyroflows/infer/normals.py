@@ -192,7 +192,7 @@ def mean_field(log_density: Density, start: Normal, steps: int, batch: int, lr: 
             continue
         if all(p.grad is not None and p.grad.isfinite().all() for p in (shift, log_scale)):
             optimizer.step()
-        scheduler.step()
+            scheduler.step()
     loc = start.loc + unit * shift.detach()
     return Normal(loc, (unit * log_scale.detach().exp()).diag())
 

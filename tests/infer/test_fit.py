@@ -92,7 +92,7 @@ def test_the_param_store_has_what_svi_would_put_there() -> None:
 
 @pytest.mark.parametrize("kind", [AutoFlow, AutoDiagonalNormal])
 def test_the_models_own_parameters_are_fitted_too(kind: Any) -> None:
-    """Of data N(z_i, 1), z_i ~ N(loc, s), the evidence is largest at their mean and their variance less one."""
+    """Of data N(z_i, 1), z_i ~ N(loc, s), the evidence is largest at their mean and variance less one."""
     data = torch.tensor([3.0, 5.0, -1.0, 6.0, 2.0])
 
     def model() -> None:
