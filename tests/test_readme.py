@@ -12,7 +12,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     code = "\n".join(blocks).replace("max_epochs=80", "max_epochs=1, progress_bar=False")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -22,9 +22,9 @@ __all__ = ["FitResult", "fit_guide"]
 # `_GOOD` that is no luck of the draws.
 _BAD, _GOOD = 0.7, 0.6
 
-# Nats between the evidence and its bound: those that move a mean by 0.08 standard deviations at the most,
+# Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
 # those from which on more steps are worth it, and those that say that the start was bad.
-_CLOSE, _LACKING, _FAR = 3e-3, 0.1, 0.3
+_CLOSE, _LACKING, _FAR = 4.5e-3, 0.1, 0.3
 
 # Steps of the rounds: from each start, for the bound, and for the tails where they are bad.
 _SHORT, _LONG, _TAILS = 600, 900, 400
@@ -201,7 +201,7 @@ class _Fit:
         for step in range(steps):
             optimizer.zero_grad()
             # Every second step is enough for what changes slowly, and costs as much as the bound.
-            widen = step >= 0.3 * steps if power else step >= 0.7 * steps and step % 2 == 0
+            widen = step >= 0.3 * steps if power else step >= 0.5 * steps and step % 2 == 0
             loss = self._loss(power if widen and target.widens else None)
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()

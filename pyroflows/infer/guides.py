@@ -65,9 +65,9 @@ class AutoFlow(AutoContinuous):
         \text{latents} = g(u)
 
     `g` maps the reals to the supports, `m` and `S` are the location and Cholesky factor that the start
-    finds, and `\mu`, `L` and the flow `f` are learned, from the identity on. A posterior with standard
-    deviations of 1e-3 and 1e3 is thus no harder than a unit one, and the guide starts as a normal. The start
-    is made at the first call, with its arguments.
+    finds, and `\mu`, `L` and the flow `f` are learned. A posterior with standard deviations of 1e-3 and 1e3
+    is thus no harder than a unit one, and with the default flow the guide starts as a normal. The start is
+    made at the first call, with its arguments.
 
     Args:
         model: The model.
