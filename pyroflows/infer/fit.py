@@ -158,11 +158,14 @@ class _Fit:
             done, tails = best.good, False
             while self._left and not done:
                 self._restore(best)
-                state = self._round(_TAILS, power=1.5) if tails else self._round(_LONG)
+                try:
+                    state = self._round(_TAILS, power=1.5) if tails else self._round(_LONG)
+                except FloatingPointError:
+                    break
                 gained = state.score - best.score
                 best = max(best, state, key=lambda state: state.score)
                 enough = best.khat < _BAD and best.gap < _LACKING
-                done = enough or (tails and gained < _CLOSE)
+                done = enough or (gained < _CLOSE and (tails or not self.target.widens))
                 tails = best.khat >= _BAD and self.target.widens
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best.khat, done))
@@ -215,7 +218,7 @@ class _Fit:
                     "at the model's density where the guide draws, or start elsewhere (init, init_loc_fn)"
                 )
             self.losses.append(loss)
-            if step >= 0.75 * steps:
+            if step >= steps - max(steps // 4, 1):
                 with torch.no_grad():
                     averaged += 1
                     if averaged == 1:
