@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import pyro
 import pytest
 import torch
 
@@ -124,3 +125,13 @@ def test_functional_gradients_go_through_call_and_inverse(example: Example) -> N
     leaf = x.clone().requires_grad_()
     (want,) = torch.autograd.grad(density(leaf, transform.with_cache(0)), leaf)
     torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.usefixtures("fresh_pyro")
+def test_pyros_store_holds_the_parameters_themselves(example: Example) -> None:
+    """Of a parameter that is not contiguous it would hold a copy, which is then trained in its place."""
+    transform = example.make()
+    pyro.module("transform", transform)
+    stored = pyro.get_param_store()._params
+    for name, parameter in transform.named_parameters():
+        assert stored[f"transform$$${name}"] is parameter
