@@ -97,6 +97,7 @@ def fit_guide(
     arXiv 2010.10436 (the fit to the log density); Yao et al. 2018, arXiv 1802.02538 (the diagnosis).
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> from pyroflows.infer import AutoFlow
         >>> def model():

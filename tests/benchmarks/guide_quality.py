@@ -135,7 +135,8 @@ def main() -> None:
 
                 scores[kind].append(score(kind, model, seed, compare))
         (peer,) = scores["AutoIAFNormal"]
-        ratios = [f"{score.seconds / peer.seconds:.1f}" for score in scores["AutoFlow"]]
+        failed = math.isnan(peer.mean)
+        ratios = ["-" if failed else f"{score.seconds / peer.seconds:.1f}" for score in scores["AutoFlow"]]
         cells = [cell(scores[kind]) for kind in kinds]
         print(f"| {name} | " + " | ".join(cells) + f" | {', '.join(ratios)} |", flush=True)
 

@@ -101,7 +101,7 @@ def test_the_models_own_parameters_are_fitted_too(kind: Any) -> None:
         z = pyro.sample("z", dist.Normal(loc, scale).expand([5]).to_event(1))
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=data)
 
-    fit_guide(model, kind(model), max_steps=600, progress_bar=False)
+    fit_guide(model, kind(model), max_steps=1500, progress_bar=False)
     assert pyro.param("loc").item() == pytest.approx(data.mean().item(), abs=0.1)
     variance = data.var(unbiased=False).item() - 1
     assert pyro.param("scale").item() == pytest.approx(variance**0.5, abs=0.1)
