@@ -89,7 +89,7 @@ def draw(
         kwargs: What both are called with.
 
     Raises:
-        ValueError: There are fewer than two draws.
+        ValueError: There are fewer than two draws, or the guide leaves out a latent variable.
 
     Example:
         >>> import pyro
@@ -115,11 +115,19 @@ def trace_draws(
     """The traces of `draw`, and the draws' log-weights."""
     if num_samples < 2:
         raise ValueError(f"expected num_samples of at least 2, got {num_samples}")
-    if not vectorize:
-        pairs = [_one(model, guide, args, kwargs) for _ in range(num_samples)]
-        log_weights = torch.stack([m.log_prob_sum() - g.log_prob_sum() for m, g in pairs])
-        return Traces(num_samples, pairs[0][0], [model_trace for model_trace, _ in pairs]), log_weights
     single, single_guide = _one(model, guide, args, kwargs)
+    # The model would draw it from the prior, whose density would stay in the weight.
+    left = [name for name in latent_names(single) if name not in single_guide.nodes]
+    if left:
+        raise ValueError(
+            f"expected a guide of all latent variables of the model, got one without {left}: sum them out in "
+            "the model, or give the guide a site for each"
+        )
+    if not vectorize:
+        others = (_one(model, guide, args, kwargs) for _ in range(num_samples - 1))
+        pairs = [(single, single_guide), *others]
+        log_weights = torch.stack([m.log_prob_sum() - g.log_prob_sum() for m, g in pairs])
+        return Traces(num_samples, single, [model_trace for model_trace, _ in pairs]), log_weights
     nesting = max(plate_nesting(single), plate_nesting(single_guide))
     log_weights, model_trace, _ = vectorized_importance_weights(
         model, guide, *args, num_samples=num_samples, max_plate_nesting=nesting, **kwargs

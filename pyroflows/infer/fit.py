@@ -84,7 +84,8 @@ def fit_guide(
         max_steps: The largest number of steps.
         num_particles: Number of draws of a step, by default 128, or 16 where the model does not broadcast.
         seed: Of the draws.
-        objective: One of Pyro's ELBOs to use instead, `TraceEnum_ELBO()`, say.
+        objective: One of Pyro's ELBOs to use instead, `TraceMeanField_ELBO()`, say. The guide has to be one
+            of all latent variables: of any that an objective sums out the diagnosis would know nothing.
         progress_bar: Whether to show one, with the evidence lower bound.
         kwargs: What both are called with.
 
@@ -268,12 +269,8 @@ def _advice(khat: float, converged: bool) -> str:
             "neutra_nuts(model, guide), whose draws are right however far it is; give fit_guide more "
             "max_steps; or write the model with variables that depend less on each other (non-centred)."
         )
-    if not converged:
-        return (
-            f"k-hat is {khat:.2f}, below {_BAD}: the guide is close to the posterior, though more max_steps "
-            "may bring it closer. importance_resample(model, guide, n) corrects what is left."
-        )
+    more = "" if converged else ", though more max_steps may bring it closer"
     return (
-        f"k-hat is {khat:.2f}, below {_BAD}: the guide is close to the posterior. importance_resample(model, "
-        "guide, n) corrects what is left."
+        f"k-hat is {khat:.2f}, below {_BAD}: the guide is close to the posterior{more}. "
+        "importance_resample(model, guide, n) corrects what is left."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -18,7 +19,6 @@ from pyroflows.infer.unconstrained import LogDensity
 from pyroflows.transforms import (
     AffineMap,
     Chain,
-    Coupling,
     FlowTransform,
     Parallel,
     Permutation,
@@ -51,10 +51,8 @@ def guide_transform(size: int, *, steps: int = 6, hidden_features: tuple[int, ..
     for step in range(steps):
         # Which elements share a half is random, but the same in every run.
         order = torch.randperm(size, generator=torch.Generator().manual_seed(step))
-        step_coupling: Coupling = coupling(
-            size, elementwise=AffineMap("softclip"), hidden_features=hidden_features
-        )
-        parts += [step_coupling, Permutation(size, order)]
+        parts += [coupling(size, AffineMap("softclip"), hidden_features=hidden_features)]
+        parts += [Permutation(size, order)]
     return Chain([*parts, SinhArcsinh(size)])
 
 
@@ -199,8 +197,8 @@ class AutoFlow(AutoContinuous):
             raise
 
     def _start(self, init: str, *args: Any, **kwargs: Any) -> None:
-        prior_draws = self._prior_draws(*args, **kwargs)
-        starts = Starts(self.log_density(*args, **kwargs), self._init_loc(), prior_draws)
+        prior_draw = partial(self._prior_draw, *args, **kwargs)
+        starts = Starts(self.log_density(*args, **kwargs), self._init_loc(), prior_draw)
         # A guide may be called first where no gradients are wanted, but the start takes some.
         with torch.enable_grad():
             found = getattr(starts, init)()
@@ -240,16 +238,11 @@ class AutoFlow(AutoContinuous):
         order = torch.cat([*(where[name] for name in self._transform_fn), *rest])
         return Chain([Parallel(flows), Permutation(self.latent_dim, order)])
 
-    def _prior_draws(self, *args: Any, **kwargs: Any) -> Callable[[int], Tensor]:
-        def draws(n: int) -> Tensor:
-            rows = []
-            for _ in range(n):
-                trace = trace_once(self._given_model[0], *args, **kwargs)
-                values = [
-                    biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
-                    for name, site in self._sites()
-                ]
-                rows.append(torch.cat(values))
-            return torch.stack(rows).detach()
-
-        return draws
+    def _prior_draw(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A draw of the model's prior, as an unconstrained vector."""
+        trace = trace_once(self._given_model[0], *args, **kwargs)
+        values = [
+            biject_to(site["fn"].support).inv(trace.nodes[name]["value"]).reshape(-1)
+            for name, site in self._sites()
+        ]
+        return torch.cat(values)

@@ -75,14 +75,15 @@ class GuideObjective(Objective):
         elbo: Any = None,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        self.elbo, self.vectorize = elbo, False
-        if elbo is None:
-            self.elbo, self.vectorize = self._choose(num_particles)
+        chosen, self.vectorize = self._choose(num_particles)
+        self.elbo = chosen if elbo is None else elbo
         with torch.no_grad(), poutine.trace(param_only=True) as seen:
             self.elbo.loss(model, guide, *args, **kwargs)
         self.parameters = learned(seen.trace)
         if not self.parameters:
             raise ValueError(f"fit_guide expected a guide or a model with parameters, got none in {guide}")
+        # A guide that can't be judged is refused before it is fitted.
+        self.log_weights(2)
 
     def _choose(self, num_particles: int | None) -> tuple[Any, bool]:
         """The path gradient where all draws have it, and draws in a plate where the model broadcasts."""

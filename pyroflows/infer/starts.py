@@ -28,9 +28,9 @@ _LARGEST_HESSIAN = 200
 class Starts:
     """The ways to find a normal from which a guide starts; each has the name of an `init`."""
 
-    def __init__(self, log_density: LogDensity, loc: Tensor, prior_draws: Callable[[int], Tensor]) -> None:
+    def __init__(self, log_density: LogDensity, loc: Tensor, prior_draw: Callable[[], Tensor]) -> None:
         self.one = without_validation(log_density)
-        self.loc, self.prior_draws = loc, prior_draws
+        self.loc, self.prior_draw = loc, prior_draw
         together = log_density.broadcasts(self._around(0.1).sample(3))
         self.many = without_validation(log_density if together else log_density.one_by_one)
         # One by one, draws are dear.
@@ -46,7 +46,7 @@ class Starts:
         return path[-1]
 
     def prior(self) -> Normal:
-        draws = self.prior_draws(100)
+        draws = torch.stack([self.prior_draw() for _ in range(100)])
         draws = draws[draws.isfinite().all(-1)]
         if len(draws) < 2:
             return self._around(1.0)
@@ -68,9 +68,8 @@ class Starts:
     def _best(self) -> Normal:
         """Of the normals along the way to the mode, and around the start of it, the one of highest ELBO."""
         candidates = [self.prior(), *(self._around(scale) for scale in (0.1, 0.3, 1.0))]
-        if len(self.loc) <= _LARGEST_HESSIAN:
-            for normal in find_mode(self.one, self.loc):
-                candidates += [normal, _capped(normal)]
+        for normal in find_mode(self.one, self.loc):
+            candidates += [normal, _capped(normal)]
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
 
     def _around(self, scale: float) -> Normal:

@@ -59,8 +59,8 @@ class LogDensity:
             return self._trace(values).log_prob_sum() + ladj
         n = len(u)
         values, ladj = self._values(u.reshape(n, *[1] * self.nesting, u.shape[-1]), (n,))
-        with pyro.plate("_unconstrained", n, dim=-1 - self.nesting):
-            trace = self._trace(values)
+        # Not in a plate, whose dimension would be taken where a guide is first called in one of an ELBO's.
+        trace = self._trace(values)
         trace.compute_log_prob()
         total = ladj
         for site in trace.nodes.values():

@@ -1,16 +1,19 @@
 """`fit_guide` against posteriors whose moments and evidence are known, and what it leaves behind."""
 
+import math
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor
 
 from pyroflows.infer import AutoFlow, fit_guide
+from pyroflows.infer.fit import _Fit
+from pyroflows.infer.objectives import FlowObjective, Objective
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
 
@@ -162,6 +165,106 @@ def test_few_steps_are_steps_too(kind: Any, steps: int) -> None:
     guide = kind(_conjugate)
     result = fit_guide(_conjugate, guide, max_steps=steps, progress_bar=False)
     assert len(result.losses) == steps
+
+
+@pytest.mark.parametrize("power", [0.0, 1.5])
+def test_draws_that_are_wider_widen_a_guide_that_is_narrow(power: float) -> None:
+    """And say nothing where the guide is the posterior: all weights are equal, how ever wide the draws."""
+    guide = AutoFlow(_conjugate, init="laplace")
+    target = FlowObjective(guide, (), {})
+    affine = guide.affine
+    (gradient,) = torch.autograd.grad(target.widen(power), affine.log_diagonal)
+    torch.testing.assert_close(gradient, torch.zeros(3), atol=1e-3, rtol=0)
+    with torch.no_grad():
+        affine.log_diagonal.sub_(0.3)
+    (gradient,) = torch.autograd.grad(target.widen(power), affine.log_diagonal)
+    # Downhill is wider, in each of the dimensions.
+    assert (gradient < -0.1).all()
+
+
+def test_another_start_is_a_mean_field_one_with_a_fresh_flow() -> None:
+    def correlated() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(a, 1.0))
+
+    guide = AutoFlow(correlated)
+    target = FlowObjective(guide, (), {})
+    with torch.no_grad():
+        for parameter in target.of_flow:
+            parameter.add_(1.0)
+    assert target.start_elsewhere()
+    assert guide.affine.loc.abs().max() == 0
+    tails: Any = guide.transform.transforms[0].transforms[0]
+    assert tails.skewness.abs().max() == 0
+    tril = guide.affine.fixed_tril
+    # Of the precision [[2, -1], [-1, 1]] the best independent normals have the diagonal.
+    torch.testing.assert_close(tril, torch.tensor([0.5**0.5, 1.0]).diag(), atol=0.1, rtol=0)
+    # A start that was asked for is not left.
+    assert not FlowObjective(AutoFlow(correlated, init="laplace"), (), {}).start_elsewhere()
+
+
+class _Slope(Objective):
+    """A bound that is a straight line: each step of Adam's is as long as its step size."""
+
+    lr, max_norm = 0.1, 10.0
+
+    def __init__(self, second: bool = False) -> None:
+        self.place = torch.zeros(1, requires_grad=True)
+        self.parameters = [self.place]
+        self.second = second
+
+    def loss(self) -> Tensor:
+        return self.place.sum()
+
+    def log_weights(self, n: int) -> Tensor:
+        """Of a guide whose weights' spread grows with the distance from zero."""
+        return self.place.detach() * torch.randn(n)
+
+    def start_elsewhere(self) -> bool:
+        with torch.no_grad():
+            self.place.fill_(50.0)
+        return self.second
+
+
+def test_a_round_ends_with_the_mean_of_its_last_quarter() -> None:
+    target = _Slope()
+    _Fit(target, 8, progress_bar=False).run()
+    rates = [0.1 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    places = [-sum(rates[: step + 1]) for step in range(8)]
+    assert target.place.item() == pytest.approx((places[6] + places[7]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_a_bad_first_round_is_left_for_another_start(second: bool) -> None:
+    """The second start is where another round of 600 steps, 30 down, leads into the better part, at 20."""
+    target = _Slope(second)
+    with torch.no_grad():
+        target.place.fill_(1e3)
+    result = _Fit(target, 1200, progress_bar=False).run()
+    assert len(result.losses) == 1200
+    assert (target.place.item() < 30) == second
+
+
+def test_a_round_that_makes_it_worse_is_taken_back() -> None:
+    """The first round ends near zero, where all weights are equal; the second leads away from there."""
+    target = _Slope()
+    with torch.no_grad():
+        # Where the mean of the last quarter comes to half a unit.
+        target.place.fill_(30.5)
+    result = _Fit(target, 1500, progress_bar=False).run()
+    assert len(result.losses) == 1500
+    assert 0 < target.place.item() < 1
+
+
+def test_a_guide_that_leaves_a_variable_out_is_refused_before_it_is_fitted() -> None:
+    def model() -> None:
+        which = pyro.sample("which", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + which, 1.0), obs=torch.tensor(1.0))
+
+    guide = AutoNormal(pyro.poutine.block(model, hide=["which"]))
+    with pytest.raises(ValueError, match=r"without \['which'\]: sum them out"):
+        fit_guide(model, guide, objective=TraceEnum_ELBO(max_plate_nesting=0), progress_bar=False)
 
 
 def test_errors_say_what_to_do() -> None:

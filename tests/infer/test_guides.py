@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from typing import Any
 
 import pyro
@@ -87,6 +88,7 @@ def test_quantiles_are_those_of_the_posterior() -> None:
     expected = exact.icdf(torch.tensor([0.1, 0.5, 0.9])[:, None])
     # A quantile at 0.1 of 10,000 draws has a standard error of 0.017 standard deviations.
     torch.testing.assert_close(found.log(), expected.log(), atol=5 * 0.017 * 0.5, rtol=0)
+    torch.rand(7)
     assert torch.equal(guide.median()["z"], found[1])
     state = torch.get_rng_state()
     assert torch.equal(guide.quantiles(torch.tensor([0.1, 0.5, 0.9]))["z"], found)
@@ -131,6 +133,15 @@ def test_svi_takes_it(elbo: Any, vectorize: bool) -> None:
         svi.step(x)
     after = list(guide.transform.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_its_first_call_may_be_in_the_plate_of_an_elbo() -> None:
+    elbo = TraceSTL_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    x = torch.randn(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss = elbo.differentiable_loss(_hierarchy, AutoFlow(_hierarchy), x)
+    assert loss.isfinite()
 
 
 def test_its_fast_objective_has_the_gradient_of_the_path_elbo() -> None:
@@ -197,6 +208,7 @@ def test_copies_give_the_same_draws_and_leave_the_guide_its_model(how: str) -> N
     torch.manual_seed(0)
     assert torch.equal(other.sample_posterior(3, x)["mean"], expected)
     assert guide.log_density(x)(torch.zeros(guide.latent_dim)).isfinite()
+    assert callable(guide.model)
     with pytest.raises(ValueError, match="without its model"):
         other.log_density(x)
 

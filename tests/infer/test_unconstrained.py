@@ -65,5 +65,9 @@ def test_no_handler_of_the_caller_sees_it() -> None:
     guide = AutoFlow(_model, init="prior")
     with pyro.poutine.trace() as seen, pyro.plate("outer", 7, dim=-2):
         value = guide.log_density(X)(torch.zeros(3))
+        values = guide.log_density(X)(torch.zeros(5, 3))
     assert value.shape == ()
-    assert not [name for name in seen.trace.nodes if name in ("scale", "mean", "x")]
+    assert values.shape == (5,)
+    torch.testing.assert_close(values, value.expand(5))
+    # The plate around the call alone.
+    assert [name for name, site in seen.trace.nodes.items() if site["type"] == "sample"] == ["outer"]

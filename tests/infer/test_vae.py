@@ -18,6 +18,7 @@ from pyroflows import Flow, glow
 from pyroflows.datasets import load
 from pyroflows.nets import ResNet
 from pyroflows.training import SVIModule
+from tests.quiet import QUIET
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
 
@@ -66,14 +67,7 @@ def _train(vae: _VAE, images: Tensor, *, epochs: int, batch_size: int = 100, lr:
         optimizer=partial(torch.optim.Adam, lr=lr),
         scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=lr, total_steps=steps),
     )
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = lightning.Trainer(max_epochs=epochs, **QUIET)
     trainer.fit(module, DataLoader(images, batch_size=batch_size, shuffle=True))
 
 

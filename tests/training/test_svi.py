@@ -19,20 +19,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyroflows import Flow, realnvp
 from pyroflows.training import SVIModule
+from tests.quiet import QUIET
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
 
 
 def _fit(module: SVIModule, loader, epochs: int, **options) -> lightning.Trainer:
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
+    trainer = lightning.Trainer(max_epochs=epochs, **QUIET, **options)
     trainer.fit(module, loader)
     return trainer
 
