@@ -42,6 +42,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         partition.Checkerboard,
         partition.Halves,
         partition.Nothing,
+        partition.Positions,
         layers.ZeroConv,
         nets.ConvNet,
         nets.MLP,

@@ -22,15 +22,20 @@ __all__ = ["FitResult", "fit_guide"]
 # `_GOOD` that is no luck of the draws.
 _BAD, _GOOD = 0.7, 0.6
 
+# The factor of the loss of large weights, which takes from the middle what it gives to the tail, and that
+# from a k-hat of `_HEAVY` on.
+_HEAVY, _LITTLE, _MUCH = 0.5, 0.3, 3.0
+
 # Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
 # those from which on more steps are worth it, and those that say that the start was bad.
-_CLOSE, _LACKING, _FAR = 4.5e-3, 0.1, 0.3
+_CLOSE, _LACKING, _FAR = 4.5e-3, 0.04, 0.3
 
-# Steps of the rounds: from each start, for the bound, and for the tails where they are bad.
-_SHORT, _LONG, _TAILS = 600, 900, 400
+# Steps of a round from a start, and of those after it.
+_SHORT, _LONG = 600, 800
 
-# Failed steps that end a fit, and draws that a guide is judged by.
-_FAILED, _DRAWS = 50, 10_000
+# Failed steps that end a fit, draws that a guide is judged by, and nats below the evidence that count of one:
+# those few in the neck of a funnel can be 1e5 below, and say nothing of the rest.
+_FAILED, _DRAWS, _FLOOR = 50, 10_000, 20.0
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,8 @@ def fit_guide(
     by Adam with the path gradient, in rounds of some hundred steps. In each the step size decays by a cosine
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
-    An `AutoFlow` is also fitted to the log density itself, on draws that are wider than its own, so that its
-    tails are right where few draws come; where its first round is bad it is started elsewhere, too; and where
-    its tails stay too light it is fitted to its weighted draws.
+    An `AutoFlow` is also fitted to the tail of its importance weights, on draws some of which are wider than
+    its own; and where its first round is bad it is started elsewhere, too.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 
@@ -95,7 +99,7 @@ def fit_guide(
         FloatingPointError: The evidence lower bound is not finite, step after step.
 
     Source: Roeder et al. 2017, "Sticking the Landing", arXiv 1703.09194; Richter et al. 2020, "VarGrad",
-    arXiv 2010.10436 (the fit to the log density); Yao et al. 2018, arXiv 1802.02538 (the diagnosis).
+    arXiv 2010.10436 (a fit to log weights); Yao et al. 2018, arXiv 1802.02538 (the diagnosis).
 
     Example:
         >>> import pyro
@@ -124,9 +128,15 @@ def fit_guide(
 
 @dataclass(frozen=True)
 class _State:
-    """A guide between two rounds: its bound, k-hat, what the bound lacks of the evidence, and its tensors."""
+    """A guide between two rounds.
+
+    The bound as it is, and a robust one (`_FLOOR`) with its standard error; k-hat; what the robust bound
+    lacks of the evidence; and the guide's tensors.
+    """
 
     elbo: float
+    robust: float
+    error: float
     khat: float
     gap: float
     tensors: list[Tensor]
@@ -141,9 +151,14 @@ class _State:
         return self.khat < _GOOD and self.gap < _CLOSE
 
     @property
+    def enough(self) -> bool:
+        """Whether weights correct what is left."""
+        return self.khat < _GOOD and self.gap < _LACKING
+
+    @property
     def score(self) -> float:
         """The bound, less a fifth of a nat for each unit of k-hat above 0.5, and a tenth where it is bad."""
-        return self.elbo - 0.2 * max(self.khat - 0.5, 0.0) - 0.1 * (self.khat >= _BAD)
+        return self.robust - 0.2 * max(self.khat - 0.5, 0.0) - 0.1 * (self.khat >= _BAD)
 
 
 class _Fit:
@@ -157,20 +172,19 @@ class _Fit:
     def run(self) -> FitResult:
         with self.bar:
             best = self._first()
-            done, tails = best.good, False
-            while self._left and not done:
+            done = best.good
+            # A round that is cut short gains nothing.
+            while self._left >= _LONG // 2 and not done:
                 self._restore(best)
                 try:
-                    state = self._round(_TAILS, power=1.5) if tails else self._round(_LONG)
+                    state = self._round(_LONG, _MUCH if best.khat >= _HEAVY else _LITTLE)
                 except FloatingPointError:
                     break
                 gained = state.score - best.score
                 best = max(best, state, key=lambda state: state.score)
-                enough = best.khat < _BAD and best.gap < _LACKING
-                done = enough or (gained < _CLOSE and (tails or not self.target.widens))
-                tails = best.khat >= _BAD and self.target.widens
+                done = best.enough or gained < max(_CLOSE, 2 * state.error)
         self._restore(best)
-        return FitResult(best.elbo, best.khat, self.losses, done, _advice(best.khat, done))
+        return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
 
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""
@@ -196,7 +210,7 @@ class _Fit:
         for tensor, value in zip(self.target.state(), state.tensors, strict=True):
             tensor.copy_(value)
 
-    def _round(self, steps: int, power: float = 0.0) -> _State:
+    def _round(self, steps: int, factor: float = _LITTLE) -> _State:
         """Steps with one decay of the step size, and the guide that they lead to."""
         target, steps = self.target, min(steps, self._left)
         optimizer = torch.optim.Adam(target.parameters, lr=target.lr, fused=True)
@@ -206,8 +220,7 @@ class _Fit:
         for step in range(steps):
             optimizer.zero_grad()
             # Every second step is enough for what changes slowly, and costs as much as the bound.
-            widen = step >= 0.3 * steps if power else step >= 0.5 * steps and step % 2 == 0
-            loss = self._loss(power if widen and target.widens else None)
+            loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else None)
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()
                 scheduler.step()
@@ -237,24 +250,26 @@ class _Fit:
         self.bar.set_postfix(elbo=f"{state.elbo:.2f}", khat=f"{state.khat:.2f}")
         return state
 
-    def _loss(self, power: float | None) -> float:
+    def _loss(self, factor: float | None) -> float:
         """The loss of a step, whose gradient is left at the parameters; `nan` where it can't be computed."""
         try:
             loss = self.target.loss()
             loss.backward()
-            if power is not None:
-                self.target.widen(power).backward()
+            excess = None if factor is None else self.target.excess()
+            if factor is not None and excess is not None:
+                (factor * excess).backward()
         except can_fail:
             return math.nan
         return loss.item()
 
     def _state(self) -> _State:
         log_weights = self.target.log_weights(_DRAWS)
-        elbo = log_weights.mean().item()
         evidence = log_weights.logsumexp(0).item() - math.log(len(log_weights))
+        floored = log_weights.clamp(min=evidence - _FLOOR)
+        robust, error = floored.mean().item(), floored.std().item() / math.sqrt(len(floored))
         _, khat = pareto_smooth(log_weights)
         tensors = [tensor.detach().clone() for tensor in self.target.state()]
-        return _State(elbo, khat, evidence - elbo, tensors)
+        return _State(log_weights.mean().item(), robust, error, khat, evidence - robust, tensors)
 
 
 def _clip(parameters: list[Tensor], max_norm: float) -> bool:
@@ -262,15 +277,21 @@ def _clip(parameters: list[Tensor], max_norm: float) -> bool:
     return bool(torch.nn.utils.clip_grad_norm_(parameters, max_norm).isfinite())
 
 
-def _advice(khat: float, converged: bool) -> str:
-    if khat >= _BAD:
+def _advice(state: _State, converged: bool) -> str:
+    if state.khat >= _BAD:
         return (
-            f"k-hat is {khat:.2f}, not below {_BAD}: the guide is too far from the posterior. Use "
+            f"k-hat is {state.khat:.2f}, not below {_BAD}: the guide is too far from the posterior. Use "
             "neutra_nuts(model, guide), whose draws are right however far it is; give fit_guide more "
             "max_steps; or write the model with variables that depend less on each other (non-centred)."
         )
     more = "" if converged else ", though more max_steps may bring it closer"
+    few = (
+        f" A few draws are where the model has almost no density, in the neck of a funnel, say: without them "
+        f"the evidence lower bound is {state.robust:.2f}."
+        if state.robust - state.elbo > _CLOSE
+        else ""
+    )
     return (
-        f"k-hat is {khat:.2f}, below {_BAD}: the guide is close to the posterior{more}. "
+        f"k-hat is {state.khat:.2f}, below {_BAD}: the guide is close to the posterior{more}.{few} "
         "importance_resample(model, guide, n) corrects what is left."
     )

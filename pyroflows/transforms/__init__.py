@@ -16,7 +16,7 @@ from pyroflows.transforms.linear import (
 from pyroflows.transforms.logistic_mixture import LogisticMixtureMap
 from pyroflows.transforms.multiscale import MultiScale
 from pyroflows.transforms.parallel import Parallel
-from pyroflows.transforms.partition import Partition
+from pyroflows.transforms.partition import Partition, Positions
 from pyroflows.transforms.permutation import Permutation
 from pyroflows.transforms.preprocess import Logit
 from pyroflows.transforms.recipes import nice, realnvp
@@ -39,6 +39,7 @@ __all__ = [
     "Parallel",
     "Partition",
     "Permutation",
+    "Positions",
     "Reshape",
     "SinhArcsinh",
     "SplineMap",

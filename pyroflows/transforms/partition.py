@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import torch
 from torch import Size, Tensor, nn
 
-__all__ = ["PARTITIONS", "Partition", "get_partition"]
+Part = TypeVar("Part")
+
+__all__ = ["PARTITIONS", "Partition", "Positions", "get_partition"]
 
 
 class Partition(nn.Module):
@@ -84,6 +89,53 @@ class Alternate(Partition):
         return torch.cat([passes, changed], -1).index_select(-1, self.order)
 
 
+class Positions(Partition):
+    """The elements of a vector at given positions pass, the others change.
+
+    Args:
+        event_shape: `(D,)`.
+        positions: Those of what passes, each at most once.
+        swap: Exchange the two parts.
+
+    Raises:
+        ValueError: The event is not a vector, or it has no such positions.
+
+    Example:
+        >>> Positions((4,), [0, 3]).split(torch.arange(4.0))
+        (tensor([0., 3.]), tensor([1., 2.]))
+    """
+
+    of_passes: Tensor
+    of_changes: Tensor
+    order: Tensor
+
+    def __init__(self, event_shape: tuple[int, ...], positions: Sequence[int], swap: bool = False) -> None:
+        super().__init__(event_shape, swap)
+        self.positions = tuple(positions)
+        size = self.event_shape.numel()
+        if (
+            self.event_dim != 1
+            or len(set(positions)) < len(positions)
+            or not set(positions) <= {*range(size)}
+        ):
+            raise ValueError(
+                f"Positions expected an event of shape (D,) and some of 0 to D - 1, each once, got "
+                f"{tuple(event_shape)} and {list(positions)}"
+            )
+        others = [position for position in range(size) if position not in self.positions]
+        parts = _ordered([[*self.positions], others], swap)
+        self.passes_shape, self.changes_shape = (Size((len(part),)) for part in parts)
+        for name, part in zip(("of_passes", "of_changes"), parts, strict=True):
+            self.register_buffer(name, torch.tensor(part, dtype=torch.long), persistent=False)
+        self.register_buffer("order", torch.tensor(parts[0] + parts[1]).argsort(), persistent=False)
+
+    def split(self, event: Tensor) -> tuple[Tensor, Tensor]:
+        return event.index_select(-1, self.of_passes), event.index_select(-1, self.of_changes)
+
+    def merge(self, passes: Tensor, changed: Tensor) -> Tensor:
+        return torch.cat([passes, changed], -1).index_select(-1, self.order)
+
+
 class Checkerboard(Partition):
     """The pixels whose row and column add to an odd number pass (the rest reads 0), the others change."""
 
@@ -120,7 +172,7 @@ class Nothing(Partition):
         return changed
 
 
-def _ordered(pair: list[int], swap: bool) -> list[int]:
+def _ordered(pair: list[Part], swap: bool) -> list[Part]:
     return pair[::-1] if swap else pair
 
 
