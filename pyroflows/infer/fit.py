@@ -33,9 +33,9 @@ _CLOSE, _LACKING, _FAR = 4.5e-3, 0.04, 0.3
 # Steps of a round from a start, and of those after it.
 _SHORT, _LONG = 600, 800
 
-# Failed steps that end a fit, draws that a guide is judged by, and nats below the evidence that count of one:
-# those few in the neck of a funnel can be 1e5 below, and say nothing of the rest.
-_FAILED, _DRAWS, _FLOOR = 50, 10_000, 20.0
+# Failed steps that end a fit, draws that a guide is judged by, and the share of them whose log weights count
+# as the next larger one: a few in the neck of a funnel can be 1e5 nats below, and say nothing of the others.
+_FAILED, _DRAWS, _FEW = 50, 10_000, 0.01
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def fit_guide(
 class _State:
     """A guide between two rounds.
 
-    The bound as it is, and a robust one (`_FLOOR`) with its standard error; k-hat; what the robust bound
+    The bound as it is, and a robust one (`_FEW`) with its standard error; k-hat; what the robust bound
     lacks of the evidence; and the guide's tensors.
     """
 
@@ -180,7 +180,7 @@ class _Fit:
                     state = self._round(_LONG, _MUCH if best.khat >= _HEAVY else _LITTLE)
                 except FloatingPointError:
                     break
-                gained = state.score - best.score
+                gained = state.robust - best.robust
                 best = max(best, state, key=lambda state: state.score)
                 done = best.enough or gained < max(_CLOSE, 2 * state.error)
         self._restore(best)
@@ -265,7 +265,7 @@ class _Fit:
     def _state(self) -> _State:
         log_weights = self.target.log_weights(_DRAWS)
         evidence = log_weights.logsumexp(0).item() - math.log(len(log_weights))
-        floored = log_weights.clamp(min=evidence - _FLOOR)
+        floored = log_weights.clamp(min=log_weights.quantile(_FEW))
         robust, error = floored.mean().item(), floored.std().item() / math.sqrt(len(floored))
         _, khat = pareto_smooth(log_weights)
         tensors = [tensor.detach().clone() for tensor in self.target.state()]
