@@ -14,6 +14,7 @@ from pyroflows.transforms import (
     InvertibleLinear,
     Logit,
     MultiScale,
+    Positions,
     Reshape,
     Squeeze,
     coupling,
@@ -37,6 +38,9 @@ BUILD = [
     (lambda: MultiScale([]), "at least one level"),
     (lambda: MultiScale([Squeeze((1, 4, 4)), ActNorm((3, 2, 2))]), r"event shape \(2, 2, 2\)"),
     (lambda: coupling(4, partition="thirds"), "Partition or one of .*'halves'"),
+    (lambda: Positions((4,), [1, 1]), "some of 0 to D - 1, each once"),
+    (lambda: Positions((4,), [4]), "some of 0 to D - 1, each once"),
+    (lambda: Positions((4, 1, 1), [0]), r"expected an event of shape \(D,\)"),
     (lambda: coupling(4, partition="checkerboard"), r"expected an event of shape \(C, H, W\)"),
     (lambda: coupling((2, 2, 2), partition="alternate"), r"expected an event of shape \(D,\)"),
 ]
