@@ -30,8 +30,8 @@ _HEAVY, _LITTLE, _MUCH = 0.5, 0.3, 3.0
 # those from which on more steps are worth it, and those that say that the start was bad.
 _CLOSE, _LACKING, _FAR = 4.5e-3, 0.04, 0.3
 
-# Steps of a round from a start, and of those after it.
-_SHORT, _LONG = 600, 800
+# Steps of the round from a start, of the one after it, and of any others.
+_SHORT, _LONG, _MORE = 500, 700, 400
 
 # Failed steps that end a fit, draws that a guide is judged by, and the share of them whose log weights count
 # as the next larger one: a few in the neck of a funnel can be 1e5 nats below, and say nothing of the others.
@@ -62,7 +62,7 @@ def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    max_steps: int = 2500,
+    max_steps: int = 1600,
     num_particles: int | None = None,
     seed: int = 0,
     objective: Any = None,
@@ -85,7 +85,8 @@ def fit_guide(
         model: The model. Its own parameters are fitted too.
         guide: The guide: an `AutoFlow`, or any other of Pyro's.
         args: What both are called with.
-        max_steps: The largest number of steps.
+        max_steps: The largest number of steps from a start. Those from a first one that is bad are not
+            counted once there is another.
         num_particles: Number of draws of a step, by default 128, or 16 where the model does not broadcast.
         seed: Of the draws.
         objective: One of Pyro's ELBOs to use instead, `TraceMeanField_ELBO()`, say. The guide has to be one
@@ -167,22 +168,27 @@ class _Fit:
     def __init__(self, target: Objective, max_steps: int, progress_bar: bool) -> None:
         self.target, self.max_steps = target, max_steps
         self.losses: list[float] = []
+        # Steps from a start that was left.
+        self.before = 0
         self.bar = tqdm(total=max_steps, disable=not progress_bar, unit="step")
 
     def run(self) -> FitResult:
         with self.bar:
             best = self._first()
-            done = best.good
+            # A guide may be good of a model that is not yet.
+            learns_model = self.target.learns_model
+            done, steps = best.good and not learns_model, _LONG
             # A round that is cut short gains nothing.
-            while self._left >= _LONG // 2 and not done:
+            while self._left >= steps // 2 and not done:
                 self._restore(best)
                 try:
-                    state = self._round(_LONG, _MUCH if best.khat >= _HEAVY else _LITTLE)
+                    state = self._round(steps, _MUCH if best.khat >= _HEAVY else _LITTLE)
                 except FloatingPointError:
                     break
                 gained = state.robust - best.robust
                 best = max(best, state, key=lambda state: state.score)
-                done = best.enough or gained < max(_CLOSE, 2 * state.error)
+                steps = _MORE
+                done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
 
@@ -191,19 +197,26 @@ class _Fit:
         try:
             state = self._round(_SHORT)
         except FloatingPointError:
-            if not (self._left and self.target.start_elsewhere()):
+            if not self._start_elsewhere():
                 raise
             return self._round(_SHORT)
-        if not (state.far and self._left and self.target.start_elsewhere()):
+        if not (state.far and self._start_elsewhere()):
             return state
         try:
             return max(state, self._round(_SHORT), key=lambda state: state.score)
         except FloatingPointError:
             return state
 
+    def _start_elsewhere(self) -> bool:
+        if not (self._left and self.target.start_elsewhere()):
+            return False
+        self.before = len(self.losses)
+        self.bar.total += self.before
+        return True
+
     @property
     def _left(self) -> int:
-        return self.max_steps - len(self.losses)
+        return self.max_steps - len(self.losses) + self.before
 
     @torch.no_grad()
     def _restore(self, state: _State) -> None:

@@ -35,11 +35,13 @@ class Objective:
         parameters: What is learned.
         lr: The largest step size.
         max_norm: The gradient's largest norm.
+        learns_model: Whether some of what is learned is the model's.
     """
 
     parameters: list[Tensor]
     lr: float
     max_norm: float
+    learns_model = False
 
     def loss(self) -> Tensor:
         """The negative evidence lower bound, in nats, with its gradient."""
@@ -82,6 +84,9 @@ class GuideObjective(Objective):
         with torch.no_grad(), poutine.trace(param_only=True) as seen:
             self.elbo.loss(model, guide, *args, **kwargs)
         self.parameters = learned(seen.trace)
+        with torch.no_grad(), poutine.trace(param_only=True) as of_guide:
+            guide(*args, **kwargs)
+        self.learns_model = len(self.parameters) > len(learned(of_guide.trace))
         if not self.parameters:
             raise ValueError(f"fit_guide expected a guide or a model with parameters, got none in {guide}")
         # A guide that can't be judged is refused before it is fitted.
@@ -137,6 +142,7 @@ class FlowObjective(Objective):
         self.particles = num_particles or (_TOGETHER if together else _ALONE)
         self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]
         self.parameters = [*self.of_flow, *log_density.parameters]
+        self.learns_model = bool(log_density.parameters)
 
     def start_elsewhere(self) -> bool:
         return self.guide.start_elsewhere(*self.args, **self.kwargs)
