@@ -278,7 +278,9 @@ class _Fit:
     def _state(self) -> _State:
         log_weights = self.target.log_weights(_DRAWS)
         evidence = log_weights.logsumexp(0).item() - math.log(len(log_weights))
-        floored = log_weights.clamp(min=log_weights.quantile(_FEW))
+        # One of the weights, as between an infinite one and another there is none.
+        least = log_weights.quantile(_FEW, interpolation="higher")
+        floored = log_weights.clamp(min=least)
         robust, error = floored.mean().item(), floored.std().item() / math.sqrt(len(floored))
         _, khat = pareto_smooth(log_weights)
         tensors = [tensor.detach().clone() for tensor in self.target.state()]
@@ -301,7 +303,7 @@ def _advice(state: _State, converged: bool) -> str:
     few = (
         f" A few draws are where the model has almost no density, in the neck of a funnel, say: without them "
         f"the evidence lower bound is {state.robust:.2f}."
-        if state.robust - state.elbo > _CLOSE
+        if state.robust - state.elbo > _FAR
         else ""
     )
     return (

@@ -294,6 +294,22 @@ def test_a_round_that_makes_it_worse_is_taken_back() -> None:
     assert 0 < target.place.item() < 1
 
 
+class _Spoilt(_Slope):
+    """Log weights of which one in a thousand is far below the others."""
+
+    def log_weights(self, n: int) -> Tensor:
+        values = 0.01 * torch.randn(n)
+        values[::1000] = -1e6
+        return values
+
+
+def test_a_few_draws_do_not_spoil_a_guide_and_are_told_of() -> None:
+    result = _Fit(_Spoilt(), 500, progress_bar=False).run()
+    assert result.converged
+    assert result.elbo == pytest.approx(-1000, rel=1e-2)
+    assert "without them the evidence lower bound is 0.00" in result.advice.replace("-0.00", "0.00")
+
+
 def test_a_guide_that_leaves_a_variable_out_is_refused_before_it_is_fitted() -> None:
     def model() -> None:
         which = pyro.sample("which", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
