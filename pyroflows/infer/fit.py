@@ -28,7 +28,7 @@ _HEAVY, _LITTLE, _MUCH = 0.5, 0.3, 3.0
 
 # Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
 # those from which on more steps are worth it, and those that say that the start was bad.
-_CLOSE, _LACKING, _FAR = 4.5e-3, 0.04, 0.3
+_CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
 
 # Steps of the round from a start, of the one after it, and of any others.
 _SHORT, _LONG, _MORE = 500, 700, 400
