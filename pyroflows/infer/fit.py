@@ -233,7 +233,7 @@ class _Fit:
         for step in range(steps):
             optimizer.zero_grad()
             # Every second step is enough for what changes slowly, and costs as much as the bound.
-            loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else None)
+            loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else 0.0)
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()
                 scheduler.step()
@@ -263,13 +263,13 @@ class _Fit:
         self.bar.set_postfix(elbo=f"{state.elbo:.2f}", khat=f"{state.khat:.2f}")
         return state
 
-    def _loss(self, factor: float | None) -> float:
-        """The loss of a step, whose gradient is left at the parameters; `nan` where it can't be computed."""
+    def _loss(self, factor: float) -> float:
+        """The bound's part of a step's loss, or `nan`; the gradient of all is left at the parameters."""
         try:
             loss = self.target.loss()
             loss.backward()
-            excess = None if factor is None else self.target.excess()
-            if factor is not None and excess is not None:
+            excess = self.target.excess() if factor else None
+            if excess is not None:
                 (factor * excess).backward()
         except can_fail:
             return math.nan

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyroflows.infer.diagnostics import draw, latent_names
@@ -79,24 +80,22 @@ class GuideObjective(Objective):
         elbo: Any = None,
     ) -> None:
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
-        chosen, self.vectorize = self._choose(num_particles)
+        with torch.no_grad(), poutine.block():
+            of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
+        chosen, self.vectorize = self._choose(of_guide, num_particles)
         self.elbo = chosen if elbo is None else elbo
         with torch.no_grad(), poutine.trace(param_only=True) as seen:
             self.elbo.loss(model, guide, *args, **kwargs)
         self.parameters = learned(seen.trace)
-        with torch.no_grad(), poutine.trace(param_only=True) as of_guide:
-            guide(*args, **kwargs)
-        self.learns_model = len(self.parameters) > len(learned(of_guide.trace))
+        self.learns_model = len(self.parameters) > len(learned(of_guide))
         if not self.parameters:
             raise ValueError(f"fit_guide expected a guide or a model with parameters, got none in {guide}")
         # A guide that can't be judged is refused before it is fitted.
         self.log_weights(2)
 
-    def _choose(self, num_particles: int | None) -> tuple[Any, bool]:
+    def _choose(self, of_guide: Trace, num_particles: int | None) -> tuple[Any, bool]:
         """The path gradient where all draws have it, and draws in a plate where the model broadcasts."""
-        with torch.no_grad(), poutine.block():
-            trace = poutine.trace(self.guide).get_trace(*self.args, **self.kwargs)
-        distributions: list[Any] = [trace.nodes[name]["fn"] for name in latent_names(trace)]
+        distributions: list[Any] = [of_guide.nodes[name]["fn"] for name in latent_names(of_guide)]
         kind = TraceSTL_ELBO if all(d.has_rsample for d in distributions) else Trace_ELBO
         try:
             together = kind(num_particles=num_particles or _TOGETHER, vectorize_particles=True)

@@ -8,9 +8,9 @@ from typing import TypeVar
 import torch
 from torch import Size, Tensor, nn
 
-Part = TypeVar("Part")
-
 __all__ = ["PARTITIONS", "Partition", "Positions", "get_partition"]
+
+_Part = TypeVar("_Part")
 
 
 class Partition(nn.Module):
@@ -172,7 +172,7 @@ class Nothing(Partition):
         return changed
 
 
-def _ordered(pair: list[Part], swap: bool) -> list[Part]:
+def _ordered(pair: list[_Part], swap: bool) -> list[_Part]:
     return pair[::-1] if swap else pair
 
 

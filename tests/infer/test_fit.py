@@ -181,9 +181,9 @@ def test_large_weights_widen_a_guide_that_is_narrow() -> None:
 
 
 def test_large_weights_say_nothing_of_a_guide_that_is_the_posterior() -> None:
-    """The log weights are all equal, but for rounding: an excess is at most some of that."""
+    """The log weights are all equal, but for rounding, which is no tail."""
     guide = AutoFlow(_conjugate, init="laplace")
-    assert FlowObjective(guide, (), {}).excess() < 0.1
+    assert FlowObjective(guide, (), {}).excess() < 1e-4
 
 
 class _Overflowing(FlowTransform):
@@ -194,29 +194,32 @@ class _Overflowing(FlowTransform):
         self.shift = torch.nn.Parameter(torch.ones(size))
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return z + self.shift * (200 * (z - 1.5).relu()).exp(), z.new_zeros(z.shape[:-1])
+        factor = torch.where(z > 1.5, torch.inf, 1.0)
+        return z + factor * self.shift, z.new_zeros(z.shape[:-1])
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return x - self.shift, x.new_zeros(x.shape[:-1])
 
 
 def test_a_draw_that_overflows_is_left_out() -> None:
-    """The loss and its gradient are those of the other draws."""
+    """Of a shift by 1 each other draw's log q - log p is z + 1/2, with the path gradient 1."""
 
     def model() -> None:
         pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
 
     guide = AutoFlow(model, _Overflowing, init="laplace")
     target = FlowObjective(guide, (), {}, num_particles=1000)
+    guide.affine.set_(torch.zeros(1), torch.ones(1, 1))
     torch.manual_seed(0)
     loss = target.loss()
     (gradient,) = torch.autograd.grad(loss, target.of_flow[0])
-    # One draw in fifteen is above 1.5; above 1.94 the exponential is infinite.
     torch.manual_seed(0)
     z = target.base.sample((1000,))
-    assert (z > 1.95).any()
-    assert loss.isfinite()
-    assert gradient.isfinite()
+    # One draw in fifteen.
+    kept = z[z <= 1.5]
+    assert 900 < len(kept) < 1000
+    torch.testing.assert_close(loss, (kept + 0.5).mean())
+    torch.testing.assert_close(gradient, torch.ones(1))
 
 
 def test_another_start_is_a_mean_field_one_with_a_fresh_flow() -> None:
