@@ -34,7 +34,8 @@ class Starts:
         together = log_density.broadcasts(self._around(0.1).sample(3))
         self.many = without_validation(log_density if together else log_density.one_by_one)
         # One by one, draws are dear.
-        self.draws, self.steps, self.batch = (100, 150, 32) if together else (10, 50, 8)
+        self.draws, self.batch = (100, 32) if together else (10, 8)
+        self.matching_steps, self.ascent_steps = (1000, 450) if together else (50, 150)
 
     def laplace(self) -> Normal:
         path = find_mode(self.one, self.loc, max_steps=200)
@@ -55,15 +56,15 @@ class Starts:
         return Normal(middle, ((high - low) / 2).clamp(min=1e-6).diag())
 
     def mean_field(self) -> Normal:
-        return mean_field(self.many, self.prior(), steps=3 * self.steps, batch=self.batch)
+        return mean_field(self.many, self.prior(), steps=self.ascent_steps, batch=self.batch)
 
     def auto(self) -> Normal:
         if len(self.loc) > _LARGEST_HESSIAN:
             return self.mean_field()
         best = self._best()
-        matched = batch_and_match(self.many, best, self.steps, self.batch)
+        matched = batch_and_match(self.many, best, self.matching_steps, self.batch)
         # More draws, so that the luck of a few does not choose.
-        return max((best, matched), key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
+        return max((best, *matched), key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
 
     def _best(self) -> Normal:
         """Of the normals along the way to the mode, and around the start of it, the one of highest ELBO."""

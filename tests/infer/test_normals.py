@@ -49,12 +49,38 @@ def test_a_way_without_a_mode_ends() -> None:
 
 def test_scores_of_a_normal_are_matched_by_that_normal() -> None:
     torch.manual_seed(0)
-    found = batch_and_match(TARGET.log_prob, _off(), steps=150, batch=32)
+    found = batch_and_match(TARGET.log_prob, _off(), max_steps=150, batch=32)[-1]
     # A normal's scores can be matched exactly, so no Monte Carlo error is left.
     torch.testing.assert_close((found.loc - LOC) / SDS, torch.zeros(3).double(), atol=1e-2, rtol=0)
     torch.testing.assert_close(
         (found.tril @ found.tril.T) / SDS / SDS[:, None], CORRELATION, atol=2e-2, rtol=0
     )
+
+
+def test_where_the_papers_rate_diverges_smaller_steps_find_the_normal() -> None:
+    """A regression of mean and log scale, from where its density is far from a normal."""
+    torch.manual_seed(1)
+    size = 15
+    features = torch.cos(math.pi * torch.linspace(0, 1, 80).double()[:, None] * torch.arange(size))
+    weights = torch.randn(2 * size).double()
+
+    def log_scale(u: Tensor) -> Tensor:
+        return u[..., size:] @ features.T
+
+    y = features @ weights[:size] + log_scale(weights).exp() * torch.randn(80).double()
+
+    def log_density(u: Tensor) -> Tensor:
+        noise = (y - u[..., :size] @ features.T) * (-log_scale(u)).exp()
+        return -(0.5 * noise.square() + log_scale(u)).sum(-1) - 0.5 * u.square().sum(-1)
+
+    mode = find_mode(log_density, torch.zeros(2 * size).double())[-1]
+    torch.manual_seed(1)
+    near = batch_and_match(log_density, mode, max_steps=1000, batch=32)[-1]
+    wide = Normal(mode.loc, 10 * mode.tril)
+    torch.manual_seed(1)
+    far = batch_and_match(log_density, wide, max_steps=1000, batch=32)[-1]
+    assert elbo_of(log_density, wide, 2000) < -1e6
+    assert elbo_of(log_density, far, 2000) == pytest.approx(elbo_of(log_density, near, 2000), abs=0.5)
 
 
 def test_the_mean_field_optimum_has_the_precisions_diagonal() -> None:
