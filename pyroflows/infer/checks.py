@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -70,6 +71,9 @@ def _check_site(name: str, site: Any) -> None:
 
 
 def trace_once(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
-    """A trace of a model, which no handler of the caller sees."""
-    with torch.no_grad(), poutine.block():
+    """A trace of a model, which no handler of the caller sees.
+
+    A draw of a wide prior may be where a later scale underflows to zero, which says nothing of the model.
+    """
+    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
         return poutine.trace(model).get_trace(*args, **kwargs)

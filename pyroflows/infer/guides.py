@@ -102,9 +102,9 @@ class AutoFlow(AutoContinuous):
             sites, `{"z": glow((1, 8, 8))}`, of the site's unconstrained shape, while the others share the
             default one, without levels.
         init: The start. `"laplace"`: the mode and the curvature there. `"mean_field"`: the best normal of
-            independent elements. `"prior"`: the prior's moments. `"auto"`: of the normals along the way to
-            the mode and the prior's the one with the highest evidence lower bound, moved until its scores
-            match the model's.
+            independent elements. `"prior"`: the prior's moments. `"auto"`: of the normals along two ways
+            to the mode (from where `init_loc_fn` says, and from zero) and the prior's the one of highest
+            evidence lower bound, moved until its scores match the model's.
         init_loc_fn: Where the search starts, as other autoguides'.
 
     Raises:

@@ -136,7 +136,7 @@ class FlowObjective(Objective):
         z = self.base.sample((3,))
         with torch.no_grad():
             together = log_density.broadcasts(self.transform(z))
-            log_density(self.transform(z[0]))
+            without_validation(log_density)(self.transform(z[0]))
         self.log_density = without_validation(log_density if together else log_density.one_by_one)
         self.particles = num_particles or (_TOGETHER if together else _ALONE)
         self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]

@@ -31,7 +31,7 @@ class Starts:
     def __init__(self, log_density: LogDensity, loc: Tensor, prior_draw: Callable[[], Tensor]) -> None:
         self.one = without_validation(log_density)
         self.loc, self.prior_draw = loc, prior_draw
-        together = log_density.broadcasts(self._around(0.1).sample(3))
+        together = log_density.broadcasts(_around(loc, 0.1).sample(3))
         self.many = without_validation(log_density if together else log_density.one_by_one)
         # One by one, draws are dear.
         self.draws, self.batch = (100, 32) if together else (10, 8)
@@ -50,7 +50,7 @@ class Starts:
         draws = torch.stack([self.prior_draw() for _ in range(100)])
         draws = draws[draws.isfinite().all(-1)]
         if len(draws) < 2:
-            return self._around(1.0)
+            return _around(self.loc, 1.0)
         # Moments of a heavy tail say nothing of where the mass is.
         low, middle, high = torch.quantile(draws, torch.tensor([0.16, 0.5, 0.84]).to(draws), 0)
         return Normal(middle, ((high - low) / 2).clamp(min=1e-6).diag())
@@ -61,20 +61,29 @@ class Starts:
     def auto(self) -> Normal:
         if len(self.loc) > _LARGEST_HESSIAN:
             return self.mean_field()
-        best = self._best()
-        matched = batch_and_match(self.many, best, self.matching_steps, self.batch)
-        # More draws, so that the luck of a few does not choose.
-        return max((best, *matched), key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
+        # A way to the mode may miss the mass, or lead nowhere: one begins where all is zero, too.
+        ways = [self._best(loc) for loc in (self.loc, torch.zeros_like(self.loc))]
+        begun = [normal for way in ways for normal in self._matched(way, self.matching_steps // 10)]
+        best = self._highest([*ways, *begun])
+        return self._highest([best, *self._matched(best, self.matching_steps)])
 
-    def _best(self) -> Normal:
-        """Of the normals along the way to the mode, and around the start of it, the one of highest ELBO."""
-        candidates = [self.prior(), *(self._around(scale) for scale in (0.1, 0.3, 1.0))]
-        for normal in find_mode(self.one, self.loc):
+    def _best(self, loc: Tensor) -> Normal:
+        """Of the normals along the way to the mode, and around where it begins, the one of highest ELBO."""
+        candidates = [self.prior(), *(_around(loc, scale) for scale in (0.1, 0.3, 1.0))]
+        for normal in find_mode(self.one, loc):
             candidates += [normal, _capped(normal)]
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
 
-    def _around(self, scale: float) -> Normal:
-        return Normal(self.loc, scale * torch.eye(len(self.loc)).to(self.loc))
+    def _highest(self, normals: list[Normal]) -> Normal:
+        """The one of highest ELBO, by more draws, so that the luck of a few does not choose."""
+        return max(normals, key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
+
+    def _matched(self, normal: Normal, steps: int) -> list[Normal]:
+        return batch_and_match(self.many, normal, steps, self.batch)
+
+
+def _around(loc: Tensor, scale: float) -> Normal:
+    return Normal(loc, scale * torch.eye(len(loc)).to(loc))
 
 
 def _capped(normal: Normal) -> Normal:

@@ -1,4 +1,4 @@
-"""A learned skewness and weight of the tails of each element."""
+"""A learned skewness and weight of each tail of each element."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ __all__ = ["SinhArcsinh", "sinh_arcsinh"]
 
 
 class SinhArcsinh(FlowTransform):
-    r"""A skewness and a weight of the tails for each element: of a normal it makes a sinh-arcsinh normal.
+    r"""A skewness and a weight of each tail for each element: of a normal it makes a sinh-arcsinh normal.
 
-    .. math:: x = \sinh\left(e^{t} (\operatorname{arcsinh} z + s)\right), \qquad
-        \text{ladj} = \sum_i t_i + \frac{1}{2} \log \frac{1 + x_i^2}{1 + z_i^2}
+    .. math:: x = \sinh\left(e^{t} \left(w + r (\sqrt{1 + w^2} - 1)\right)\right), \qquad
+        w = \operatorname{arcsinh} z + s, \qquad r = \tanh l
 
-    (the ladj, in nats, is that from latent to data). With `t > 0` the tails are heavier than the base's, with
-    `t < 0` lighter; `s` moves mass to one side. It starts as the identity.
+    .. math:: \text{ladj} = \sum_i t_i + \log\left(1 + \frac{r_i w_i}{\sqrt{1 + w_i^2}}\right)
+        + \frac{1}{2} \log \frac{1 + x_i^2}{1 + z_i^2} \text{ (nats, latent to data)}
+
+    With `t > 0` the tails are heavier than the base's, with `t < 0` lighter; `s` moves mass to one side. `l`
+    makes the right tail heavier and the left one lighter: far out `x` goes as `z` to the power of
+    `e^t (1 + r)` and of `e^t (1 - r)`. The logarithm of a scale has such tails, with an exponential one on
+    the left (a power of 2) and a normal one on the right. It starts as the identity.
 
     Args:
         event_shape: `D`, `(D,)` or `(C, H, W)`.
@@ -27,7 +32,7 @@ class SinhArcsinh(FlowTransform):
     Shapes:
         `z`, `x`: `(*batch, *event_shape)`.
 
-    Source: Jones & Pewsey 2009, "Sinh-arcsinh distributions", Biometrika 96, eq. 1.
+    Source: Jones & Pewsey 2009, "Sinh-arcsinh distributions", Biometrika 96, eq. 1 (`l = 0`).
 
     Example:
         >>> tails = SinhArcsinh(3)
@@ -39,20 +44,28 @@ class SinhArcsinh(FlowTransform):
         super().__init__(event_shape)
         self.skewness = nn.Parameter(torch.zeros(self.event_shape))
         self.log_tail = nn.Parameter(torch.zeros(self.event_shape))
+        self.lean = nn.Parameter(torch.zeros(self.event_shape))
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         before = torch.asinh(z)
-        after = self.log_tail.exp() * (before + self.skewness)
-        return torch.sinh(after), self._total(before, after)
+        moved, lean = before + self.skewness, self.lean.tanh()
+        root = (1 + moved.square()).sqrt()
+        after = self.log_tail.exp() * (moved + lean * (root - 1))
+        return torch.sinh(after), self._total(before, after, lean * moved / root)
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         after = torch.asinh(x)
-        before = (-self.log_tail).exp() * after - self.skewness
-        return torch.sinh(before), -self._total(before, after)
+        lean = self.lean.tanh()
+        # The root of a quadratic equation that has the sign of what it is of.
+        bent, rest = (-self.log_tail).exp() * after + lean, 1 - lean.square()
+        moved = (bent - lean * (bent.square() + rest).sqrt()) / rest
+        before = moved - self.skewness
+        return torch.sinh(before), -self._total(before, after, lean * moved / (1 + moved.square()).sqrt())
 
-    def _total(self, before: Tensor, after: Tensor) -> Tensor:
+    def _total(self, before: Tensor, after: Tensor, slope: Tensor) -> Tensor:
         """The ladj, by the arguments of sinh: by its values these would be kept with the ladj's graph."""
-        return sum_last(self.log_tail + _log_cosh(after) - _log_cosh(before), len(self.event_shape))
+        ladj = self.log_tail + torch.log1p(slope) + _log_cosh(after) - _log_cosh(before)
+        return sum_last(ladj, len(self.event_shape))
 
 
 def _log_cosh(x: Tensor) -> Tensor:

@@ -43,6 +43,21 @@ def test_a_heavier_tail_is_heavier() -> None:
     assert heavy > z > light
 
 
+@pytest.mark.parametrize("lean", [-0.8, 0.5])
+def test_each_tail_has_its_own_power(lean: float) -> None:
+    """Far out `x` goes as a power of `z`: the slope of log |x| over log |z|, on either side."""
+    tails = SinhArcsinh(1).double()
+    with torch.no_grad():
+        tails.log_tail.fill_(0.2)
+        tails.lean.fill_(lean)
+    side = torch.tensor([[1e8], [1e9], [-1e8], [-1e9]], dtype=torch.float64)
+    logs = tails(side).abs().log10()[:, 0]
+    powers = torch.stack([logs[1] - logs[0], logs[3] - logs[2]])
+    bend = torch.tensor([1.0, -1.0], dtype=torch.float64) * torch.tensor(lean, dtype=torch.float64).tanh()
+    # The square root is not yet straight there: its slope is 1 to the inverse square of 20.
+    torch.testing.assert_close(powers, torch.tensor(0.2).double().exp() * (1 + bend), rtol=5e-3, atol=0)
+
+
 def test_what_can_not_be_set() -> None:
     affine = TriangularAffine(2)
     for loc, tril in (
