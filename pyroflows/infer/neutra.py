@@ -53,7 +53,7 @@ def neutra_nuts(
     warmup_steps: int = 500,
     num_chains: int = 1,
     seed: int | None = None,
-    target_accept_prob: float = 0.8,
+    target_accept_prob: float = 0.9,
     max_tree_depth: int = 10,
     progress_bar: bool = True,
     **kwargs: Any,
