@@ -62,14 +62,15 @@ class Starts:
         if len(self.loc) > _LARGEST_HESSIAN:
             return self.mean_field()
         # A way to the mode may miss the mass, or lead nowhere: one begins where all is zero, too.
-        ways = [self._best(loc) for loc in (self.loc, torch.zeros_like(self.loc))]
+        prior = self.prior()
+        ways = [self._best(loc, prior) for loc in (self.loc, torch.zeros_like(self.loc))]
         begun = [normal for way in ways for normal in self._matched(way, self.matching_steps // 10)]
         best = self._highest([*ways, *begun])
         return self._highest([best, *self._matched(best, self.matching_steps)])
 
-    def _best(self, loc: Tensor) -> Normal:
-        """Of the normals along the way to the mode, and around where it begins, the one of highest ELBO."""
-        candidates = [self.prior(), *(_around(loc, scale) for scale in (0.1, 0.3, 1.0))]
+    def _best(self, loc: Tensor, prior: Normal) -> Normal:
+        """Of the prior and the normals along the way to the mode and around its begin, the highest ELBO's."""
+        candidates = [prior, *(_around(loc, scale) for scale in (0.1, 0.3, 1.0))]
         for normal in find_mode(self.one, loc):
             candidates += [normal, _capped(normal)]
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))

@@ -56,7 +56,7 @@ class SinhArcsinh(FlowTransform):
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         after = torch.asinh(x)
         lean = self.lean.tanh()
-        # The root of a quadratic equation that has the sign of what it is of.
+        # Of the two roots of the quadratic equation the one that grows with x.
         bent, rest = (-self.log_tail).exp() * after + lean, 1 - lean.square()
         moved = (bent - lean * (bent.square() + rest).sqrt()) / rest
         before = moved - self.skewness
