@@ -77,7 +77,8 @@ def fit_guide(
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     An `AutoFlow` is also fitted to the tail of its importance weights, on draws some of which are wider than
-    its own; and where its first round is bad it is started elsewhere, too.
+    its own; where its first round is bad it is started elsewhere, too; and where k-hat stays bad its last
+    steps are by the forward divergence, with draws chosen by their weights.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 
@@ -100,7 +101,8 @@ def fit_guide(
         FloatingPointError: The evidence lower bound is not finite, step after step.
 
     Source: Roeder et al. 2017, "Sticking the Landing", arXiv 1703.09194; Richter et al. 2020, "VarGrad",
-    arXiv 2010.10436 (a fit to log weights); Yao et al. 2018, arXiv 1802.02538 (the diagnosis).
+    arXiv 2010.10436 (a fit to log weights); Müller et al. 2019, "Neural importance sampling", arXiv
+    1808.03856 (the forward divergence); Yao et al. 2018, arXiv 1802.02538 (the diagnosis).
 
     Example:
         >>> import pyro
@@ -178,8 +180,8 @@ class _Fit:
             # A guide may be good of a model that is not yet.
             learns_model = self.target.learns_model
             done, steps = best.good and not learns_model, _LONG
-            # A round that is cut short gains nothing.
-            while self._left >= steps // 2 and not done:
+            # A round that is cut short gains nothing; and where weights are bad, one is kept for them.
+            while self._left - _MORE * self._needs_mass(best) >= steps // 2 and not done:
                 self._restore(best)
                 try:
                     state = self._round(steps, _MUCH if best.khat >= _HEAVY else _LITTLE)
@@ -189,8 +191,26 @@ class _Fit:
                 best = max(best, state, key=lambda state: state.score)
                 steps = _MORE
                 done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
+            best = self._with_mass(best)
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
+
+    def _needs_mass(self, state: _State) -> bool:
+        return state.khat >= _GOOD and self.target.forward_lr is not None
+
+    def _with_mass(self, best: _State) -> _State:
+        """The guide after rounds by the forward divergence, as long as they bring k-hat down."""
+        while self._needs_mass(best) and self._left >= _MORE // 2:
+            self._restore(best)
+            try:
+                state = self._round(_MORE, forward=True)
+            except FloatingPointError:
+                break
+            # It costs some of the bound, which is why that does not judge here.
+            if not state.khat < best.khat:
+                break
+            best = state
+        return best
 
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""
@@ -223,17 +243,21 @@ class _Fit:
         for tensor, value in zip(self.target.state(), state.tensors, strict=True):
             tensor.copy_(value)
 
-    def _round(self, steps: int, factor: float = _LITTLE) -> _State:
+    def _round(self, steps: int, factor: float = _LITTLE, forward: bool = False) -> _State:
         """Steps with one decay of the step size, and the guide that they lead to."""
         target, steps = self.target, min(steps, self._left)
-        optimizer = torch.optim.Adam(target.parameters, lr=target.lr, fused=True)
+        lr = target.forward_lr if forward and target.forward_lr else target.lr
+        optimizer = torch.optim.Adam(target.parameters, lr=lr, fused=True)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         mean: list[Tensor] = []
         failed = averaged = 0
         for step in range(steps):
             optimizer.zero_grad()
-            # Every second step is enough for what changes slowly, and costs as much as the bound.
-            loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else 0.0)
+            if forward:
+                loss = self._forward_loss()
+            else:
+                # Every second step is enough for what changes slowly, and costs as much as the bound.
+                loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else 0.0)
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()
                 scheduler.step()
@@ -274,6 +298,15 @@ class _Fit:
         except can_fail:
             return math.nan
         return loss.item()
+
+    def _forward_loss(self) -> float:
+        """As `_loss`, of the forward divergence."""
+        try:
+            loss, negative_bound = self.target.forward_loss()
+            loss.backward()
+        except can_fail:
+            return math.nan
+        return negative_bound.item()
 
     def _state(self) -> _State:
         log_weights = self.target.log_weights(_DRAWS)

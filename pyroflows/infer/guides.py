@@ -102,9 +102,9 @@ class AutoFlow(AutoContinuous):
             sites, `{"z": glow((1, 8, 8))}`, of the site's unconstrained shape, while the others share the
             default one, without levels.
         init: The start. `"laplace"`: the mode and the curvature there. `"mean_field"`: the best normal of
-            independent elements. `"prior"`: the prior's moments. `"auto"`: of the normals along two ways
-            to the mode (from where `init_loc_fn` says, and from zero) and the prior's the one of highest
-            evidence lower bound, moved until its scores match the model's.
+            independent elements. `"prior"`: the prior's moments. `"auto"`: of the normals along a way to
+            the mode and the prior's the one of highest evidence lower bound, moved until its scores match
+            the model's; so from where `init_loc_fn` says and from zero, and the better of both.
         init_loc_fn: Where the search starts, as other autoguides'.
 
     Raises:
@@ -226,12 +226,12 @@ class AutoFlow(AutoContinuous):
             self.prototype_trace = None
             raise
 
-    def _start(self, init: str, *args: Any, **kwargs: Any) -> None:
+    def _start(self, way: str, *args: Any, **kwargs: Any) -> None:
         prior_draw = partial(self._prior_draw, *args, **kwargs)
         starts = Starts(self.log_density(*args, **kwargs), self._init_loc(), prior_draw)
         # A guide may be called first where no gradients are wanted, but the start takes some.
         with torch.enable_grad():
-            found = getattr(starts, init)()
+            found = getattr(starts, way)()
         self.affine.set_(found.loc, found.tril)
 
     def start_elsewhere(self, *args: Any, **kwargs: Any) -> bool:
@@ -243,7 +243,7 @@ class AutoFlow(AutoContinuous):
             return False
         fresh = Chain([self._flow(), TriangularAffine(self.latent_dim)])
         self.transform.load_state_dict(fresh.state_dict())
-        self._start("mean_field", *args, **kwargs)
+        self._start("elsewhere", *args, **kwargs)
         return True
 
     def _flow(self) -> FlowTransform:

@@ -59,14 +59,23 @@ class Starts:
         return mean_field(self.many, self.prior(), steps=self.ascent_steps, batch=self.batch)
 
     def auto(self) -> Normal:
+        # A way to the mode may miss the mass, or lead nowhere: one begins where all is zero, too.
+        return self._best_of_ways(self.loc, torch.zeros_like(self.loc))
+
+    def elsewhere(self) -> Normal:
+        """As `auto`, by ways that begin at random: uniformly between -2 and 2, as Stan does."""
+        return self._best_of_ways(*(4 * torch.rand_like(self.loc) - 2 for _ in range(2)))
+
+    def _best_of_ways(self, *begins: Tensor) -> Normal:
         if len(self.loc) > _LARGEST_HESSIAN:
             return self.mean_field()
-        # A way to the mode may miss the mass, or lead nowhere: one begins where all is zero, too.
-        prior = self.prior()
-        ways = [self._best(loc, prior) for loc in (self.loc, torch.zeros_like(self.loc))]
-        begun = [normal for way in ways for normal in self._matched(way, self.matching_steps // 10)]
-        best = self._highest([*ways, *begun])
-        return self._highest([best, *self._matched(best, self.matching_steps)])
+        prior, found = self.prior(), []
+        for begin in begins:
+            # Only at its end can one way be told from another: halfway, they differ less than by luck.
+            best = self._best(begin, prior)
+            found += [best, *batch_and_match(self.many, best, self.matching_steps, self.batch)]
+        # By more draws, so that the luck of a few does not choose.
+        return max(found, key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
 
     def _best(self, loc: Tensor, prior: Normal) -> Normal:
         """Of the prior and the normals along the way to the mode and around its begin, the highest ELBO's."""
@@ -74,13 +83,6 @@ class Starts:
         for normal in find_mode(self.one, loc):
             candidates += [normal, _capped(normal)]
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
-
-    def _highest(self, normals: list[Normal]) -> Normal:
-        """The one of highest ELBO, by more draws, so that the luck of a few does not choose."""
-        return max(normals, key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
-
-    def _matched(self, normal: Normal, steps: int) -> list[Normal]:
-        return batch_and_match(self.many, normal, steps, self.batch)
 
 
 def _around(loc: Tensor, scale: float) -> Normal:
