@@ -33,9 +33,12 @@ _CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
 # Steps of the round from a start, of the one after it, and of any others.
 _SHORT, _LONG, _MORE = 500, 700, 400
 
-# Failed steps that end a fit, draws that a guide is judged by, and the share of them whose log weights count
-# as the next larger one: a few in the neck of a funnel can be 1e5 nats below, and say nothing of the others.
-_FAILED, _DRAWS, _FEW = 50, 10_000, 0.01
+# Failed steps that end a fit, draws of one estimate of k-hat, whose standard error is 0.1, and estimates.
+_FAILED, _DRAWS, _ESTIMATES = 50, 10_000, 4
+
+# The share of draws whose log weights count as the next larger one: a few in the neck of a funnel can be
+# 1e5 nats below, and say nothing of the others.
+_FEW = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class FitResult:
 
     Attributes:
         elbo: The evidence lower bound, in nats.
-        khat: The shape of the tail of the importance weights (`psis_khat`): below 0.7 the guide's draws can
-            be corrected by weights, from 0.7 on the guide is too far from the posterior.
+        khat: The shape of the tail of the importance weights, as the mean of some estimates (`psis_khat`
+            makes one): below 0.7 the guide's draws can be corrected by weights, from 0.7 on the guide is
+            too far from the posterior.
         losses: The negative evidence lower bound of each step, in nats, by its few draws.
         converged: Whether it stopped because nothing more was to be gained, and not at `max_steps`.
         advice: What the numbers say, and what to do where they are bad.
@@ -309,13 +313,14 @@ class _Fit:
         return negative_bound.item()
 
     def _state(self) -> _State:
-        log_weights = self.target.log_weights(_DRAWS)
+        sets = [self.target.log_weights(_DRAWS) for _ in range(_ESTIMATES if self.target.together else 1)]
+        khat = sum(pareto_smooth(of_set)[1] for of_set in sets) / len(sets)
+        log_weights = torch.cat(sets)
         evidence = log_weights.logsumexp(0).item() - math.log(len(log_weights))
         # One of the weights, as between an infinite one and another there is none.
         least = log_weights.quantile(_FEW, interpolation="higher")
         floored = log_weights.clamp(min=least)
         robust, error = floored.mean().item(), floored.std().item() / math.sqrt(len(floored))
-        _, khat = pareto_smooth(log_weights)
         tensors = [tensor.detach().clone() for tensor in self.target.state()]
         return _State(log_weights.mean().item(), robust, error, khat, evidence - robust, tensors)
 

@@ -38,6 +38,7 @@ class Objective:
         max_norm: The gradient's largest norm.
         learns_model: Whether some of what is learned is the model's.
         forward_lr: The largest step size of `forward_loss`, if there is one.
+        together: Whether the model is run for many draws at once, which makes them cheap.
     """
 
     parameters: list[Tensor]
@@ -45,6 +46,7 @@ class Objective:
     max_norm: float
     learns_model = False
     forward_lr: float | None = None
+    together = True
 
     def loss(self) -> Tensor:
         """The negative evidence lower bound, in nats, with its gradient."""
@@ -88,7 +90,7 @@ class GuideObjective(Objective):
         self.model, self.guide, self.args, self.kwargs = model, guide, args, kwargs
         with torch.no_grad(), poutine.block():
             of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
-        chosen, self.vectorize = self._choose(of_guide, num_particles)
+        chosen, self.together = self._choose(of_guide, num_particles)
         self.elbo = chosen if elbo is None else elbo
         with torch.no_grad(), poutine.trace(param_only=True) as seen:
             self.elbo.loss(model, guide, *args, **kwargs)
@@ -116,7 +118,7 @@ class GuideObjective(Objective):
 
     def log_weights(self, n: int) -> Tensor:
         draws = draw(
-            self.model, self.guide, *self.args, num_samples=n, vectorize=self.vectorize, **self.kwargs
+            self.model, self.guide, *self.args, num_samples=n, vectorize=self.together, **self.kwargs
         )
         return draws.log_weights
 
@@ -142,10 +144,10 @@ class FlowObjective(Objective):
         self.transform, self.base = guide.get_transform(), guide.get_base_dist()
         z = self.base.sample((3,))
         with torch.no_grad():
-            together = log_density.broadcasts(self.transform(z))
+            self.together = log_density.broadcasts(self.transform(z))
             without_validation(log_density)(self.transform(z[0]))
-        self.log_density = without_validation(log_density if together else log_density.one_by_one)
-        self.particles = num_particles or (_TOGETHER if together else _ALONE)
+        self.log_density = without_validation(log_density if self.together else log_density.one_by_one)
+        self.particles = num_particles or (_TOGETHER if self.together else _ALONE)
         self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]
         self.parameters = [*self.of_flow, *log_density.parameters]
         self.learns_model = bool(log_density.parameters)

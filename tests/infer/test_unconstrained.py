@@ -40,6 +40,17 @@ def test_it_is_the_density_by_hand() -> None:
     assert log_density.broadcasts(u)
 
 
+def test_rows_without_a_density_say_nothing_of_the_others() -> None:
+    def truncated() -> None:
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.factor("x", torch.where(u < 0, -torch.inf, 0.0))
+
+    log_density = AutoFlow(truncated, init="prior").log_density()
+    assert log_density.broadcasts(torch.tensor([[-1.0], [1.0]]))
+    # Where there are no others, one by one is right whatever the model is.
+    assert not log_density.broadcasts(torch.tensor([[-1.0], [-2.0]]))
+
+
 def test_a_model_that_mixes_its_draws_does_not_broadcast() -> None:
     def mixing() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
