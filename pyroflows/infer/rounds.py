@@ -1,0 +1,276 @@
+"""The rounds of a fit: steps with one decay of the step size each, and a look at the guide after each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from pyroflows.infer.diagnostics import pareto_smooth
+from pyroflows.infer.objectives import Objective
+from pyroflows.infer.unconstrained import can_fail
+
+__all__ = ["FitResult", "Rounds"]
+
+# Of k-hat: from `_BAD` on importance weights can't be trusted (Vehtari et al. 2024, section 3.2.4), and below
+# `_GOOD` that is no luck of the draws.
+_BAD, _GOOD = 0.7, 0.6
+
+# The factor of the loss of large weights, which takes from the middle what it gives to the tail, and that
+# from a k-hat of `_HEAVY` on.
+_HEAVY, _LITTLE, _MUCH = 0.5, 0.3, 3.0
+
+# Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
+# those from which on more steps are worth it, and those that say that the start was bad.
+_CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
+
+# Steps of the round from a start, of the one after it, and of any others.
+_SHORT, _LONG, _MORE = 500, 700, 400
+
+# Failed steps that end a fit, draws of one estimate of k-hat, whose standard error is 0.1, and estimates.
+_FAILED, _DRAWS, _ESTIMATES = 50, 10_000, 4
+
+# The share of draws whose log weights count as the next larger one: a few in the neck of a funnel can be
+# 1e5 nats below, and say nothing of the others.
+_FEW = 0.01
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit of a guide gave.
+
+    Attributes:
+        elbo: The evidence lower bound, in nats.
+        khat: The shape of the tail of the importance weights, as the mean of some estimates (`psis_khat`
+            makes one): below 0.7 the guide's draws can be corrected by weights, from 0.7 on the guide is
+            too far from the posterior.
+        losses: The negative evidence lower bound of each step, in nats, by its few draws.
+        converged: Whether it stopped because nothing more was to be gained, and not at `max_steps`.
+        advice: What the numbers say, and what to do where they are bad.
+    """
+
+    elbo: float
+    khat: float
+    losses: list[float]
+    converged: bool
+    advice: str
+
+
+@dataclass(frozen=True)
+class _State:
+    """A guide between two rounds.
+
+    The bound as it is, and a robust one (`_FEW`) with its standard error; k-hat; what the robust bound
+    lacks of the evidence; and the guide's tensors.
+    """
+
+    elbo: float
+    robust: float
+    error: float
+    khat: float
+    gap: float
+    tensors: list[Tensor]
+
+    @property
+    def far(self) -> bool:
+        """Whether the start may be to blame."""
+        return self.khat >= 1 or self.gap >= _FAR
+
+    @property
+    def good(self) -> bool:
+        return self.khat < _GOOD and self.gap < _CLOSE
+
+    @property
+    def enough(self) -> bool:
+        """Whether weights correct what is left."""
+        return self.khat < _GOOD and self.gap < _LACKING
+
+    @property
+    def score(self) -> float:
+        """The bound, less a fifth of a nat for each unit of k-hat above 0.5, and a tenth where it is bad."""
+        return self.robust - 0.2 * max(self.khat - 0.5, 0.0) - 0.1 * (self.khat >= _BAD)
+
+
+class Rounds:
+    """A fit, from a start to its result; see `fit_guide`."""
+
+    def __init__(self, target: Objective, max_steps: int, progress_bar: bool) -> None:
+        self.target, self.max_steps = target, max_steps
+        self.losses: list[float] = []
+        # Steps from a start that was left.
+        self.before = 0
+        self.bar = tqdm(total=max_steps, disable=not progress_bar, unit="step")
+
+    def run(self) -> FitResult:
+        with self.bar:
+            best = self._first()
+            # A guide may be good of a model that is not yet.
+            learns_model = self.target.learns_model
+            done, steps = best.good and not learns_model, _LONG
+            # A round that is cut short gains nothing; and where weights are bad, one is kept for them.
+            while self._left - _MORE * self._needs_mass(best) >= steps // 2 and not done:
+                self._restore(best)
+                try:
+                    state = self._round(steps, _MUCH if best.khat >= _HEAVY else _LITTLE)
+                except FloatingPointError:
+                    break
+                gained = state.robust - best.robust
+                best = max(best, state, key=lambda state: state.score)
+                steps = _MORE
+                done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
+            best = self._with_mass(best)
+        self._restore(best)
+        return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
+
+    def _needs_mass(self, state: _State) -> bool:
+        return state.khat >= _GOOD and self.target.forward_lr is not None
+
+    def _with_mass(self, best: _State) -> _State:
+        """The guide after rounds by the forward divergence, as long as they bring k-hat down."""
+        while self._needs_mass(best) and self._left >= _MORE // 2:
+            self._restore(best)
+            try:
+                state = self._round(_MORE, forward=True)
+            except FloatingPointError:
+                break
+            # It costs some of the bound, which is why that does not judge here.
+            if not state.khat < best.khat:
+                break
+            best = state
+        return best
+
+    def _first(self) -> _State:
+        """The guide after a round from the start, or from another one where that is bad."""
+        try:
+            state = self._round(_SHORT)
+        except FloatingPointError:
+            if not self._start_elsewhere():
+                raise
+            return self._round(_SHORT)
+        if not (state.far and self._start_elsewhere()):
+            return state
+        try:
+            return max(state, self._round(_SHORT), key=lambda state: state.score)
+        except FloatingPointError:
+            return state
+
+    def _start_elsewhere(self) -> bool:
+        if not (self._left and self.target.start_elsewhere()):
+            return False
+        self.before = len(self.losses)
+        self.bar.total += self.before
+        return True
+
+    @property
+    def _left(self) -> int:
+        return self.max_steps - len(self.losses) + self.before
+
+    @torch.no_grad()
+    def _restore(self, state: _State) -> None:
+        for tensor, value in zip(self.target.state(), state.tensors, strict=True):
+            tensor.copy_(value)
+
+    def _round(self, steps: int, factor: float = _LITTLE, forward: bool = False) -> _State:
+        """Steps with one decay of the step size, and the guide that they lead to."""
+        target, steps = self.target, min(steps, self._left)
+        lr = target.forward_lr if forward and target.forward_lr else target.lr
+        optimizer = torch.optim.Adam(target.parameters, lr=lr, fused=True)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        mean: list[Tensor] = []
+        failed = averaged = 0
+        for step in range(steps):
+            optimizer.zero_grad()
+            if forward:
+                loss = self._forward_loss()
+            else:
+                # Every second step is enough for what changes slowly, and costs as much as the bound.
+                loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else 0.0)
+            if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
+                optimizer.step()
+                scheduler.step()
+                failed = 0
+            else:
+                failed += 1
+            if failed == _FAILED:
+                raise FloatingPointError(
+                    f"the evidence lower bound was not finite in {_FAILED} steps, one after the other: look "
+                    "at the model's density where the guide draws, or start elsewhere (init, init_loc_fn)"
+                )
+            self.losses.append(loss)
+            if step >= steps - max(steps // 4, 1):
+                with torch.no_grad():
+                    averaged += 1
+                    if averaged == 1:
+                        mean = [parameter.detach().clone() for parameter in target.parameters]
+                    else:
+                        torch._foreach_lerp_(mean, [p.detach() for p in target.parameters], 1 / averaged)
+            self.bar.update()
+            if step % 50 == 0:
+                self.bar.set_postfix(elbo=f"{-loss:.2f}")
+        with torch.no_grad():
+            for parameter, value in zip(target.parameters, mean, strict=True):
+                parameter.copy_(value)
+        state = self._state()
+        self.bar.set_postfix(elbo=f"{state.elbo:.2f}", khat=f"{state.khat:.2f}")
+        return state
+
+    def _loss(self, factor: float) -> float:
+        """The bound's part of a step's loss, or `nan`; the gradient of all is left at the parameters."""
+        try:
+            loss = self.target.loss()
+            loss.backward()
+            excess = self.target.excess() if factor else None
+            if excess is not None:
+                (factor * excess).backward()
+        except can_fail:
+            return math.nan
+        return loss.item()
+
+    def _forward_loss(self) -> float:
+        """As `_loss`, of the forward divergence."""
+        try:
+            loss, negative_bound = self.target.forward_loss()
+            loss.backward()
+        except can_fail:
+            return math.nan
+        return negative_bound.item()
+
+    def _state(self) -> _State:
+        sets = [self.target.log_weights(_DRAWS) for _ in range(_ESTIMATES if self.target.together else 1)]
+        khat = sum(pareto_smooth(of_set)[1] for of_set in sets) / len(sets)
+        log_weights = torch.cat(sets)
+        evidence = log_weights.logsumexp(0).item() - math.log(len(log_weights))
+        # One of the weights, as between an infinite one and another there is none.
+        least = log_weights.quantile(_FEW, interpolation="higher")
+        floored = log_weights.clamp(min=least)
+        robust, error = floored.mean().item(), floored.std().item() / math.sqrt(len(floored))
+        tensors = [tensor.detach().clone() for tensor in self.target.state()]
+        return _State(log_weights.mean().item(), robust, error, khat, evidence - robust, tensors)
+
+
+def _clip(parameters: list[Tensor], max_norm: float) -> bool:
+    """Clip the gradient; whether it is finite."""
+    return bool(torch.nn.utils.clip_grad_norm_(parameters, max_norm).isfinite())
+
+
+def _advice(state: _State, converged: bool) -> str:
+    if state.khat >= _BAD:
+        return (
+            f"k-hat is {state.khat:.2f}, not below {_BAD}: the guide is too far from the posterior. Use "
+            "neutra_nuts(model, guide), whose draws are right however far it is; give fit_guide more "
+            "max_steps; or write the model with variables that depend less on each other (non-centred)."
+        )
+    more = "" if converged else ", though more max_steps may bring it closer"
+    few = (
+        f" A few draws are where the model has almost no density, in the neck of a funnel, say: without them "
+        f"the evidence lower bound is {state.robust:.2f}."
+        if state.robust - state.elbo > _FAR
+        else ""
+    )
+    return (
+        f"k-hat is {state.khat:.2f}, below {_BAD}: the guide is close to the posterior{more}.{few} "
+        "importance_resample(model, guide, n) corrects what is left."
+    )

@@ -1,0 +1,145 @@
+"""What a guide is fitted by, against closed forms."""
+
+import math
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import init_to_value
+from torch import Tensor
+
+from pyroflows.infer import AutoFlow
+from pyroflows.infer.objectives import FlowObjective
+from pyroflows.transforms import FlowTransform
+
+pytestmark = pytest.mark.usefixtures("fresh_pyro")
+
+X = torch.tensor([0.5, 700.0, -1e-3])
+SDS = torch.tensor([1.0, 1e3, 1e-3])
+
+
+def _conjugate() -> None:
+    z = pyro.sample("z", dist.Normal(torch.zeros(3), SDS).to_event(1))
+    pyro.sample("x", dist.Normal(z, SDS).to_event(1), obs=X)
+
+
+EVIDENCE = dist.Normal(0.0, SDS * 2**0.5).log_prob(X).sum().item()
+
+
+def test_a_draw_that_a_model_refuses_does_not_end_a_fit_before_it_begins() -> None:
+    """In single precision the scale is zero wherever the guide draws."""
+
+    def model() -> None:
+        log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(0.0, log_scale.exp()), obs=torch.tensor(1.0))
+
+    guide = AutoFlow(model, init="laplace")
+    guide()
+    guide.affine.set_(torch.tensor([-1000.0]), torch.ones(1, 1))
+    with pyro.validation_enabled(True):
+        assert FlowObjective(guide, (), {}).log_weights(3).tolist() == [-math.inf] * 3
+
+
+def test_large_weights_widen_a_guide_that_is_narrow() -> None:
+    guide = AutoFlow(_conjugate, init="laplace")
+    target = FlowObjective(guide, (), {})
+    with torch.no_grad():
+        guide.affine.log_diagonal.sub_(0.3)
+    torch.manual_seed(0)
+    losses = torch.stack([target.excess() for _ in range(10)])
+    (gradient,) = torch.autograd.grad(losses.mean(), guide.affine.log_diagonal)
+    # Downhill is wider, in each of the dimensions.
+    assert (gradient < -0.01).all()
+
+
+def test_large_weights_say_nothing_of_a_guide_that_is_the_posterior() -> None:
+    """The log weights are all equal, but for rounding, which is no tail."""
+    guide = AutoFlow(_conjugate, init="laplace")
+    assert FlowObjective(guide, (), {}).excess() < 1e-4
+
+
+def test_the_forward_loss_is_the_cross_entropy_of_the_posterior() -> None:
+    """Of a guide that is 1.2 times as wide as the normal posterior and beside it by half of its sd."""
+    guide = AutoFlow(_conjugate, init="laplace")
+    target = FlowObjective(guide, (), {}, num_particles=20_000)
+    with torch.no_grad():
+        guide.affine.log_diagonal.add_(math.log(1.2))
+        # In units of the posterior's sds.
+        guide.affine.loc.add_(0.5)
+    torch.manual_seed(0)
+    loss, negative_bound = target.forward_loss()
+    gradients = torch.autograd.grad(loss, [guide.affine.loc, guide.affine.log_diagonal])
+    entropy = 0.5 * (3 * math.log(2 * math.pi) + 3) + (SDS * 0.5**0.5).log().sum().item()
+    divergence = 3 * (math.log(1.2) + (1 + 0.25) / (2 * 1.44) - 0.5)
+    # Of log q, a sum of three squares, with sds of 0.5 to 1 each, and of draws that share weights.
+    assert loss.item() == pytest.approx(entropy + divergence, abs=0.03)
+    torch.testing.assert_close(gradients[0], torch.full((3,), 0.5 / 1.44), atol=0.03, rtol=0)
+    torch.testing.assert_close(gradients[1], torch.full((3,), 1 - 1.25 / 1.44), atol=0.05, rtol=0)
+    # The other divergence is what the bound lacks.
+    reverse = 3 * (-math.log(1.2) + (1.44 + 0.25) / 2 - 0.5)
+    assert -negative_bound.item() == pytest.approx(EVIDENCE - reverse, abs=0.03)
+
+
+class _Overflowing(FlowTransform):
+    """A learned shift, but infinite where an element is above 1.5."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.shift = torch.nn.Parameter(torch.ones(size))
+
+    def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        factor = torch.where(z > 1.5, torch.inf, 1.0)
+        return z + factor * self.shift, z.new_zeros(z.shape[:-1])
+
+    def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return x - self.shift, x.new_zeros(x.shape[:-1])
+
+
+def test_a_draw_that_overflows_is_left_out() -> None:
+    """Of a shift by 1 each other draw's log q - log p is z + 1/2, with the path gradient 1."""
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+
+    guide = AutoFlow(model, _Overflowing, init="laplace")
+    target = FlowObjective(guide, (), {}, num_particles=1000)
+    guide.affine.set_(torch.zeros(1), torch.ones(1, 1))
+    torch.manual_seed(0)
+    loss = target.loss()
+    (gradient,) = torch.autograd.grad(loss, target.of_flow[0])
+    torch.manual_seed(0)
+    z = target.base.sample((1000,))
+    # One draw in fifteen.
+    kept = z[z <= 1.5]
+    assert 900 < len(kept) < 1000
+    torch.testing.assert_close(loss, (kept + 0.5).mean())
+    torch.testing.assert_close(gradient, torch.ones(1))
+
+
+def test_another_start_is_elsewhere_with_a_fresh_flow() -> None:
+    """Both of the ways of the first start end in the lower mode; of others more than half do not."""
+
+    def two_modes() -> None:
+        u = pyro.sample("u", dist.Normal(torch.zeros(2), 1.0).to_event(1).mask(False))
+        of_first = dist.Normal(-1.0, 0.4).log_prob(u).sum(-1) - 4
+        pyro.factor("modes", torch.logaddexp(of_first, dist.Normal(1.5, 0.4).log_prob(u).sum(-1)))
+
+    guide = AutoFlow(two_modes, init_loc_fn=init_to_value(values={"u": torch.full((2,), -1.0)}))
+    target = FlowObjective(guide, (), {})
+    assert (guide.affine.fixed_loc + 1).abs().max() < 0.2
+    with torch.no_grad():
+        for parameter in target.of_flow:
+            parameter.add_(1.0)
+    torch.manual_seed(0)
+    found = []
+    while len(found) < 5 and not any(found):
+        assert target.start_elsewhere()
+        found.append((guide.affine.fixed_loc - 1.5).abs().max() < 0.2)
+    assert any(found)
+    assert guide.affine.loc.abs().max() == 0
+    tails: Any = guide.transform.transforms[0].transforms[0]
+    assert tails.skewness.abs().max() == 0
+    # A start that was asked for is not left.
+    assert not FlowObjective(AutoFlow(two_modes, init="laplace"), (), {}).start_elsewhere()

@@ -1,0 +1,119 @@
+"""When a fit goes on, starts elsewhere, takes a round back and stops."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyroflows.infer.objectives import Objective
+from pyroflows.infer.rounds import Rounds
+
+
+class _Slope(Objective):
+    """A bound that is a straight line: each step of Adam's is as long as its step size."""
+
+    lr, max_norm = 0.1, 10.0
+
+    def __init__(self, second: bool = False) -> None:
+        self.place = torch.zeros(1, requires_grad=True)
+        self.parameters = [self.place]
+        self.second = second
+
+    def loss(self) -> Tensor:
+        return self.place.sum()
+
+    def log_weights(self, n: int) -> Tensor:
+        """Of a guide whose weights' spread grows with the distance from zero."""
+        return self.place.detach() * torch.randn(n)
+
+    def start_elsewhere(self) -> bool:
+        with torch.no_grad():
+            self.place.fill_(50.0)
+        return self.second
+
+
+def test_a_round_ends_with_the_mean_of_its_last_quarter() -> None:
+    target = _Slope()
+    Rounds(target, 8, progress_bar=False).run()
+    rates = [0.1 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    places = [-sum(rates[: step + 1]) for step in range(8)]
+    assert target.place.item() == pytest.approx((places[6] + places[7]) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_a_bad_first_round_is_left_for_another_start(second: bool) -> None:
+    """The second start, at 50, is where a round of 500 steps, 25 down, leads into the better part."""
+    target = _Slope(second)
+    with torch.no_grad():
+        target.place.fill_(1e3)
+    result = Rounds(target, 1200, progress_bar=False).run()
+    # The steps from the first start are not counted.
+    assert len(result.losses) == (1700 if second else 1200)
+    assert (target.place.item() < 30) == second
+
+
+def test_a_round_that_makes_it_worse_is_taken_back() -> None:
+    """The first round ends near zero, where all weights are equal; the second leads away from there."""
+    target = _Slope()
+    with torch.no_grad():
+        # Where the mean of the last quarter comes to half a unit.
+        target.place.fill_(25.5)
+    result = Rounds(target, 1200, progress_bar=False).run()
+    assert len(result.losses) == 1200
+    assert 0 < target.place.item() < 1
+
+
+class _Narrow(Objective):
+    """A normal of sd `s` for one of sd 1, with k-hat `1 - s^2`, that its bound leaves where it is."""
+
+    lr, max_norm, forward_lr = 0.1, 10.0, 0.01
+
+    def __init__(self, sign: float) -> None:
+        self.log_scale = torch.tensor([math.log(0.45)], requires_grad=True)
+        self.parameters = [self.log_scale]
+        self.sign = sign
+
+    def loss(self) -> Tensor:
+        return 0.0 * self.log_scale.sum()
+
+    def forward_loss(self) -> tuple[Tensor, Tensor]:
+        divergence = self.log_scale + 0.5 * (-2 * self.log_scale).exp()
+        return self.sign * divergence.sum(), torch.tensor(0.5)
+
+    def log_weights(self, n: int) -> Tensor:
+        scale = self.log_scale.detach().exp()
+        x = scale * torch.randn(n)
+        return scale.log() + 0.5 * (x / scale) ** 2 - 0.5 * x**2
+
+
+def test_where_weights_are_bad_the_last_steps_are_by_the_forward_divergence() -> None:
+    target = _Narrow(1.0)
+    result = Rounds(target, 1600, progress_bar=False).run()
+    assert target.log_scale.exp().item() == pytest.approx(1.0, abs=0.05)
+    assert result.khat < 0.3
+    # Its steps, too, are recorded by the bound: after those of the first and second round.
+    assert result.losses == [0.0] * 1200 + [0.5] * 400
+
+
+def test_a_forward_round_that_does_not_bring_k_hat_down_is_taken_back() -> None:
+    target = _Narrow(-1.0)
+    result = Rounds(target, 1600, progress_bar=False).run()
+    assert target.log_scale.exp().item() == pytest.approx(0.45)
+    assert result.khat > 0.6
+
+
+class _Spoilt(_Slope):
+    """Log weights of which one in a thousand is far below the others."""
+
+    def log_weights(self, n: int) -> Tensor:
+        values = 0.01 * torch.randn(n)
+        values[::1000] = -1e6
+        return values
+
+
+def test_a_few_draws_do_not_spoil_a_guide_and_are_told_of() -> None:
+    result = Rounds(_Spoilt(), 500, progress_bar=False).run()
+    assert result.converged
+    assert result.elbo == pytest.approx(-1000, rel=1e-2)
+    assert "without them the evidence lower bound is 0.00" in result.advice.replace("-0.00", "0.00")
