@@ -56,9 +56,14 @@ class SinhArcsinh(FlowTransform):
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         after = torch.asinh(x)
         lean = self.lean.tanh()
-        # Of the two roots of the quadratic equation the one that grows with x.
-        bent, rest = (-self.log_tail).exp() * after + lean, 1 - lean.square()
-        moved = (bent - lean * (bent.square() + rest).sqrt()) / rest
+        scaled, rest = (-self.log_tail).exp() * after, self.lean.cosh() ** -2
+        bent = scaled + lean
+        root = lean * (bent.square() + rest).sqrt()
+        # Of the two roots of the quadratic equation the one that grows with x, without a difference.
+        alike = bent * lean > 0
+        moved = torch.where(alike, scaled * (scaled + 2 * lean), bent - root) / torch.where(
+            alike, bent + root, rest
+        )
         before = moved - self.skewness
         return torch.sinh(before), -self._total(before, after, lean * moved / (1 + moved.square()).sqrt())
 

@@ -69,3 +69,11 @@ def test_what_can_not_be_set() -> None:
             affine.set_(loc, tril)
     with pytest.raises(ValueError, match=r"an event of shape \(D,\), got \(1, 2, 2\)"):
         TriangularAffine((1, 2, 2))
+
+
+def test_a_tail_that_leans_far_keeps_its_digits() -> None:
+    """Where the bend is 0.99999 a difference of both roots would keep two of seven."""
+    tails, z = SinhArcsinh(1), torch.linspace(0.0, 5.0, 50)[:, None]
+    with torch.no_grad():
+        tails.lean.fill_(6.0)
+        torch.testing.assert_close(tails.inv(tails(z).clone()), z, rtol=1e-5, atol=1e-5)
