@@ -25,8 +25,8 @@ __all__ = ["FlowObjective", "GuideObjective", "Objective"]
 # Draws of a step, at once where the model broadcasts, one by one where not.
 _TOGETHER, _ALONE = 128, 16
 
-# Draws of the loss of large weights, and of the forward divergence, in units of those of a step.
-_MANY, _MORE = 4, 8
+# Draws of the loss of large weights, and those of which the forward divergence chooses, in units of a step's.
+_WIDE, _CHOICE = 4, 8
 
 
 class Objective:
@@ -186,7 +186,7 @@ class FlowObjective(Objective):
         Of the draws only those with the largest weights are differentiated.
         """
         with torch.no_grad():
-            z = self.base.sample((_MANY * self.particles,))
+            z = self.base.sample((_WIDE * self.particles,))
             z[1::2] *= 1 + 1.5 / (2 * z.shape[-1]) ** 0.5
             x, log_p, log_weights = self._weigh(z)
             middle = log_weights.median()
@@ -209,7 +209,7 @@ class FlowObjective(Objective):
         2008, "Truncated importance sampling", Journal of Computational and Graphical Statistics 17.
         """
         with torch.no_grad():
-            x, _, log_weights = self._weigh(self.base.sample((_MORE * self.particles,)))
+            x, _, log_weights = self._weigh(self.base.sample((_CHOICE * self.particles,)))
             largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))
             chosen = log_weights.clamp(max=largest).softmax(0).multinomial(self.particles, replacement=True)
             bound = log_weights[log_weights.isfinite()].mean()

@@ -183,11 +183,12 @@ class Rounds:
         failed = averaged = 0
         for step in range(steps):
             optimizer.zero_grad()
-            if forward:
-                loss = self._forward_loss()
-            else:
+            try:
                 # Every second step is enough for what changes slowly, and costs as much as the bound.
-                loss = self._loss(factor if step >= 0.3 * steps and step % 2 == 0 else 0.0)
+                with_excess = step >= 0.3 * steps and step % 2 == 0
+                loss = self._forward_loss() if forward else self._loss(factor if with_excess else 0.0)
+            except can_fail:
+                loss = math.nan
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
                 optimizer.step()
                 scheduler.step()
@@ -218,24 +219,18 @@ class Rounds:
         return state
 
     def _loss(self, factor: float) -> float:
-        """The bound's part of a step's loss, or `nan`; the gradient of all is left at the parameters."""
-        try:
-            loss = self.target.loss()
-            loss.backward()
-            excess = self.target.excess() if factor else None
-            if excess is not None:
-                (factor * excess).backward()
-        except can_fail:
-            return math.nan
+        """The bound's part of a step's loss; the gradient of all is left at the parameters."""
+        loss = self.target.loss()
+        loss.backward()
+        excess = self.target.excess() if factor else None
+        if excess is not None:
+            (factor * excess).backward()
         return loss.item()
 
     def _forward_loss(self) -> float:
-        """As `_loss`, of the forward divergence."""
-        try:
-            loss, negative_bound = self.target.forward_loss()
-            loss.backward()
-        except can_fail:
-            return math.nan
+        """The negative bound; the gradient of the forward divergence is left at the parameters."""
+        loss, negative_bound = self.target.forward_loss()
+        loss.backward()
         return negative_bound.item()
 
     def _state(self) -> _State:

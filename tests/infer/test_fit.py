@@ -11,19 +11,9 @@ from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor
 
 from pyroflows.infer import AutoFlow, fit_guide
+from tests.infer.conjugate import EVIDENCE, SDS, X, conjugate
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
-
-X = torch.tensor([0.5, 700.0, -1e-3])
-SDS = torch.tensor([1.0, 1e3, 1e-3])
-
-
-def _conjugate() -> None:
-    z = pyro.sample("z", dist.Normal(torch.zeros(3), SDS).to_event(1))
-    pyro.sample("x", dist.Normal(z, SDS).to_event(1), obs=X)
-
-
-EVIDENCE = dist.Normal(0.0, SDS * 2**0.5).log_prob(X).sum().item()
 
 
 def _gamma() -> None:
@@ -54,8 +44,8 @@ def test_a_posterior_that_is_known_is_found() -> None:
 
 
 def test_a_normal_posterior_is_done_after_a_round_and_its_bound_is_the_evidence() -> None:
-    guide = AutoFlow(_conjugate)
-    result = fit_guide(_conjugate, guide, progress_bar=False)
+    guide = AutoFlow(conjugate)
+    result = fit_guide(conjugate, guide, progress_bar=False)
     assert result.converged
     assert len(result.losses) == 500
     assert result.elbo == pytest.approx(EVIDENCE, abs=3e-3)
@@ -67,10 +57,10 @@ def test_the_same_seed_gives_the_same_fit_and_the_callers_random_state_is_left()
     results = []
     for _ in range(2):
         pyro.set_rng_seed(5)
-        guide = AutoFlow(_conjugate, init="laplace")
+        guide = AutoFlow(conjugate, init="laplace")
         guide()
         state = torch.get_rng_state()
-        results.append(fit_guide(_conjugate, guide, max_steps=20, seed=3, progress_bar=False))
+        results.append(fit_guide(conjugate, guide, max_steps=20, seed=3, progress_bar=False))
         assert torch.equal(torch.get_rng_state(), state)
     assert results[0].losses == results[1].losses
     assert results[0].khat == results[1].khat
@@ -159,8 +149,8 @@ def test_arguments_reach_model_and_guide() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("kind", [AutoFlow, AutoNormal])
 def test_few_steps_are_steps_too(kind: Any, steps: int) -> None:
-    guide = kind(_conjugate)
-    result = fit_guide(_conjugate, guide, max_steps=steps, progress_bar=False)
+    guide = kind(conjugate)
+    result = fit_guide(conjugate, guide, max_steps=steps, progress_bar=False)
     assert len(result.losses) == steps
 
 
@@ -176,11 +166,11 @@ def test_a_guide_that_leaves_a_variable_out_is_refused_before_it_is_fitted() -> 
 
 
 def test_errors_say_what_to_do() -> None:
-    guide = AutoFlow(_conjugate)
+    guide = AutoFlow(conjugate)
     with pytest.raises(ValueError, match="max_steps of at least 1"):
-        fit_guide(_conjugate, guide, max_steps=0)
+        fit_guide(conjugate, guide, max_steps=0)
     with pytest.raises(ValueError, match="num_particles of at least 1"):
-        fit_guide(_conjugate, guide, num_particles=0)
+        fit_guide(conjugate, guide, num_particles=0)
 
     def nothing() -> None:
         pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -21,20 +21,9 @@ from pyroflows.infer import AutoFlow, TraceSTL_ELBO, neutra_nuts, psis_khat
 from pyroflows.infer.guides import guide_transform
 from pyroflows.infer.objectives import FlowObjective
 from pyroflows.transforms import Chain, realnvp
+from tests.infer.conjugate import EVIDENCE, SDS, X, conjugate
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
-
-PRIOR_SDS = torch.tensor([1.0, 1e3, 1e-3])
-X = torch.tensor([0.5, 700.0, -1e-3])
-
-
-def _conjugate() -> None:
-    """A posterior that is a normal: of mean `x / 2` and variance half of the prior's."""
-    z = pyro.sample("z", dist.Normal(torch.zeros(3), PRIOR_SDS).to_event(1))
-    pyro.sample("x", dist.Normal(z, PRIOR_SDS).to_event(1), obs=X)
-
-
-EVIDENCE = dist.Normal(0.0, PRIOR_SDS * 2**0.5).log_prob(X).sum().item()
 
 
 def _hierarchy(x: Tensor) -> None:
@@ -48,20 +37,18 @@ def _hierarchy(x: Tensor) -> None:
 @pytest.mark.parametrize("init", ["auto", "laplace"])
 def test_a_normal_posterior_is_found_by_the_start_alone(init: str) -> None:
     """Sds of 1e-3, 1 and 1e3 in one vector, before a single step."""
-    guide = AutoFlow(_conjugate, init=init)
+    guide = AutoFlow(conjugate, init=init)
     draws = guide.sample_posterior(10_000)["z"]
-    torch.testing.assert_close(
-        (draws.mean(0) - X / 2) / PRIOR_SDS, torch.zeros(3), atol=5 * 0.5**0.5 / 100, rtol=0
-    )
-    torch.testing.assert_close(draws.std(0) / PRIOR_SDS, torch.full((3,), 0.5**0.5), rtol=0.04, atol=0)
+    torch.testing.assert_close((draws.mean(0) - X / 2) / SDS, torch.zeros(3), atol=5 * 0.5**0.5 / 100, rtol=0)
+    torch.testing.assert_close(draws.std(0) / SDS, torch.full((3,), 0.5**0.5), rtol=0.04, atol=0)
     # The log weights of the posterior itself are all the log evidence.
     log_weights = FlowObjective(guide, (), {}).log_weights(1000)
     assert log_weights.mean().item() == pytest.approx(EVIDENCE, abs=0.02)
 
 
 def test_the_prior_start_has_the_priors_moments() -> None:
-    guide = AutoFlow(_conjugate, init="prior")
-    draws = guide.sample_posterior(10_000)["z"] / PRIOR_SDS
+    guide = AutoFlow(conjugate, init="prior")
+    draws = guide.sample_posterior(10_000)["z"] / SDS
     # Quantiles of a hundred draws have standard errors of 0.13 and 0.11.
     torch.testing.assert_close(draws.mean(0), torch.zeros(3), atol=0.5, rtol=0)
     torch.testing.assert_close(draws.std(0), torch.ones(3), atol=0.45, rtol=0)
@@ -334,11 +321,11 @@ def test_a_model_that_it_can_not_guide_is_named(model: Any, message: str) -> Non
 
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="init to be one of"):
-        AutoFlow(_conjugate, init="map")
+        AutoFlow(conjugate, init="map")
     with pytest.raises(ValueError, match=r"one for 'z' of event shape \(4,\)"):
-        AutoFlow(_conjugate, {"z": realnvp(4)})()
+        AutoFlow(conjugate, {"z": realnvp(4)})()
     with pytest.raises(ValueError, match="one for 'y'"):
-        AutoFlow(_conjugate, {"y": realnvp(3)})()
+        AutoFlow(conjugate, {"y": realnvp(3)})()
 
 
 def test_a_hidden_discrete_variable_is_left_to_another_guide() -> None:

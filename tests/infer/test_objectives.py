@@ -13,19 +13,9 @@ from torch import Tensor
 from pyroflows.infer import AutoFlow
 from pyroflows.infer.objectives import FlowObjective
 from pyroflows.transforms import FlowTransform
+from tests.infer.conjugate import EVIDENCE, SDS, conjugate
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
-
-X = torch.tensor([0.5, 700.0, -1e-3])
-SDS = torch.tensor([1.0, 1e3, 1e-3])
-
-
-def _conjugate() -> None:
-    z = pyro.sample("z", dist.Normal(torch.zeros(3), SDS).to_event(1))
-    pyro.sample("x", dist.Normal(z, SDS).to_event(1), obs=X)
-
-
-EVIDENCE = dist.Normal(0.0, SDS * 2**0.5).log_prob(X).sum().item()
 
 
 def test_a_draw_that_a_model_refuses_does_not_end_a_fit_before_it_begins() -> None:
@@ -43,7 +33,7 @@ def test_a_draw_that_a_model_refuses_does_not_end_a_fit_before_it_begins() -> No
 
 
 def test_large_weights_widen_a_guide_that_is_narrow() -> None:
-    guide = AutoFlow(_conjugate, init="laplace")
+    guide = AutoFlow(conjugate, init="laplace")
     target = FlowObjective(guide, (), {})
     with torch.no_grad():
         guide.affine.log_diagonal.sub_(0.3)
@@ -56,13 +46,13 @@ def test_large_weights_widen_a_guide_that_is_narrow() -> None:
 
 def test_large_weights_say_nothing_of_a_guide_that_is_the_posterior() -> None:
     """The log weights are all equal, but for rounding, which is no tail."""
-    guide = AutoFlow(_conjugate, init="laplace")
+    guide = AutoFlow(conjugate, init="laplace")
     assert FlowObjective(guide, (), {}).excess() < 1e-4
 
 
 def test_the_forward_loss_is_the_cross_entropy_of_the_posterior() -> None:
     """Of a guide that is 1.2 times as wide as the normal posterior and beside it by half of its sd."""
-    guide = AutoFlow(_conjugate, init="laplace")
+    guide = AutoFlow(conjugate, init="laplace")
     target = FlowObjective(guide, (), {}, num_particles=20_000)
     with torch.no_grad():
         guide.affine.log_diagonal.add_(math.log(1.2))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyroflows.infer.diagnostics import pareto_smooth
 from pyroflows.infer.objectives import Objective
 from pyroflows.infer.rounds import Rounds
 
@@ -101,6 +102,17 @@ def test_a_forward_round_that_does_not_bring_k_hat_down_is_taken_back() -> None:
     result = Rounds(target, 1600, progress_bar=False).run()
     assert target.log_scale.exp().item() == pytest.approx(0.45)
     assert result.khat > 0.6
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_k_hat_is_the_mean_of_estimates_where_draws_are_cheap(together: bool) -> None:
+    target = _Narrow(1.0)
+    target.together, target.forward_lr = together, None
+    torch.manual_seed(0)
+    result = Rounds(target, 8, progress_bar=False).run()
+    torch.manual_seed(0)
+    estimates = [pareto_smooth(target.log_weights(10_000))[1] for _ in range(4 if together else 1)]
+    assert result.khat == pytest.approx(sum(estimates) / len(estimates), abs=1e-4)
 
 
 class _Spoilt(_Slope):
