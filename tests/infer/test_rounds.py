@@ -97,6 +97,29 @@ def test_where_weights_are_bad_the_last_steps_are_by_the_forward_divergence() ->
     assert result.losses == [0.0] * 1200 + [0.5] * 400
 
 
+class _Rising(_Narrow):
+    """The same with a bound that each round makes larger."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.height = torch.zeros(1, requires_grad=True)
+        self.parameters = [self.log_scale, self.height]
+
+    def loss(self) -> Tensor:
+        return super().loss() - self.height.sum()
+
+    def log_weights(self, n: int) -> Tensor:
+        return super().log_weights(n) + self.height.detach()
+
+
+def test_steps_by_the_forward_divergence_are_kept_where_the_bound_still_grows() -> None:
+    target = _Rising()
+    result = Rounds(target, 1600, progress_bar=False).run()
+    assert result.losses[1200:] == [0.5] * 400
+    assert 0.5 not in result.losses[:1200]
+    assert target.log_scale.exp().item() == pytest.approx(1.0, abs=0.05)
+
+
 def test_a_forward_round_that_does_not_bring_k_hat_down_is_taken_back() -> None:
     target = _Narrow(-1.0)
     result = Rounds(target, 1600, progress_bar=False).run()
