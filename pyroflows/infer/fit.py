@@ -18,7 +18,7 @@ def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    max_steps: int = 1600,
+    max_steps: int = 2400,
     num_particles: int | None = None,
     seed: int = 0,
     objective: Any = None,
@@ -32,9 +32,9 @@ def fit_guide(
     by Adam with the path gradient, in rounds of some hundred steps. In each the step size decays by a cosine
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
-    An `AutoFlow` is also fitted to the tail of its importance weights, on draws some of which are wider than
-    its own; where its first round is bad it is started elsewhere, too; and where k-hat stays bad its last
-    steps are by the forward divergence, with draws chosen by their weights.
+    Where the first round of an `AutoFlow` is bad, it is started elsewhere, too; and where its k-hat is not
+    below 0.5 after the second one, those that follow are by the forward divergence, with draws chosen by
+    their weights: a third of the steps is kept for these.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 
@@ -56,9 +56,9 @@ def fit_guide(
             has a latent variable that it can't be a guide of.
         FloatingPointError: The evidence lower bound is not finite, step after step.
 
-    Source: Roeder et al. 2017, "Sticking the Landing", arXiv 1703.09194; Richter et al. 2020, "VarGrad",
-    arXiv 2010.10436 (a fit to log weights); Müller et al. 2019, "Neural importance sampling", arXiv
-    1808.03856 (the forward divergence); Yao et al. 2018, arXiv 1802.02538 (the diagnosis).
+    Source: Roeder et al. 2017, "Sticking the Landing", arXiv 1703.09194; Vaitl et al. 2022, "Gradients
+    should stay on path", arXiv 2207.08219 (the forward divergence); Yao et al. 2018, "Yes, but did it work?",
+    arXiv 1802.02538 (the diagnosis).
 
     Example:
         >>> import pyro

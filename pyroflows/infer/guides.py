@@ -38,7 +38,7 @@ __all__ = ["AutoFlow", "guide_transform"]
 def guide_transform(
     size: int,
     *,
-    steps: int = 6,
+    steps: int = 8,
     hidden_features: tuple[int, ...] = (64, 64),
     levels: Sequence[Sequence[int]] = (),
 ) -> Chain:

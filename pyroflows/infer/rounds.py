@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,12 +16,8 @@ from pyroflows.infer.unconstrained import can_fail
 __all__ = ["FitResult", "Rounds"]
 
 # Of k-hat: from `_BAD` on importance weights can't be trusted (Vehtari et al. 2024, section 3.2.4), and below
-# `_GOOD` that is no luck of the draws.
-_BAD, _GOOD = 0.7, 0.6
-
-# The factor of the loss of large weights, which takes from the middle what it gives to the tail, and that
-# from a k-hat of `_HEAVY` on.
-_HEAVY, _LITTLE, _MUCH = 0.5, 0.3, 3.0
+# `_GOOD` that is no luck of the draws, not even of those of one estimate.
+_BAD, _GOOD = 0.7, 0.5
 
 # Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
 # those from which on more steps are worth it, and those that say that the start was bad.
@@ -54,7 +50,7 @@ class FitResult:
 
     elbo: float
     khat: float
-    losses: list[float]
+    losses: list[float] = field(repr=False)
     converged: bool
     advice: str
 
@@ -76,12 +72,8 @@ class _State:
 
     @property
     def far(self) -> bool:
-        """Whether the start may be to blame."""
-        return self.khat >= 1 or self.gap >= _FAR
-
-    @property
-    def good(self) -> bool:
-        return self.khat < _GOOD and self.gap < _CLOSE
+        """Whether the start may be to blame, and not only a tail of weights that are almost equal."""
+        return self.gap >= _FAR or (self.khat >= 1 and self.gap >= _LACKING)
 
     @property
     def enough(self) -> bool:
@@ -106,41 +98,48 @@ class Rounds:
 
     def run(self) -> FitResult:
         with self.bar:
-            best = self._first()
-            # A guide may be good of a model that is not yet.
-            learns_model = self.target.learns_model
-            done, steps = best.good and not learns_model, _LONG
-            # A round that is cut short gains nothing; and where weights are bad, one is kept for them.
-            while self._left - _MORE * self._needs_mass(best) >= steps // 2 and not done:
-                self._restore(best)
-                try:
-                    state = self._round(steps, _MUCH if best.khat >= _HEAVY else _LITTLE)
-                except FloatingPointError:
-                    break
-                gained = state.robust - best.robust
-                best = max(best, state, key=lambda state: state.score)
-                steps = _MORE
-                done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
-            best = self._with_mass(best)
+            best, done = self._by_bound(self._first())
+            if self._lacks_mass(best):
+                best, done = self._by_mass(best)
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
 
-    def _needs_mass(self, state: _State) -> bool:
+    def _by_bound(self, best: _State) -> tuple[_State, bool]:
+        """The guide after rounds by the bound, and whether more would gain nothing."""
+        # A guide may be good of a model that is not yet.
+        learns_model = self.target.learns_model
+        done, steps = best.gap < _CLOSE and not learns_model, _LONG
+        kept = self.max_steps // 3 if self.target.forward_lr else 0
+        # A round that is cut short gains nothing.
+        while not done and self._left - kept >= steps // 2:
+            self._restore(best)
+            try:
+                state = self._round(min(steps, self._left - kept))
+            except FloatingPointError:
+                break
+            gained = state.robust - best.robust
+            best = max(best, state, key=lambda state: state.score)
+            steps = _MORE
+            done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
+            if self._lacks_mass(best):
+                break
+        return best, done
+
+    def _lacks_mass(self, state: _State) -> bool:
         return state.khat >= _GOOD and self.target.forward_lr is not None
 
-    def _with_mass(self, best: _State) -> _State:
-        """The guide after rounds by the forward divergence, as long as they bring k-hat down."""
-        while self._needs_mass(best) and self._left >= _MORE // 2:
-            self._restore(best)
+    def _by_mass(self, best: _State) -> tuple[_State, bool]:
+        """The same by the forward divergence, of the lowest k-hat."""
+        self._restore(best)
+        while self._lacks_mass(best) and self._left >= _MORE // 2:
             try:
                 state = self._round(_MORE, forward=True)
             except FloatingPointError:
                 break
-            # It costs some of the bound, which is why that does not judge here.
-            if not state.khat < best.khat:
-                break
-            best = state
-        return best
+            # It may cost some of the bound, which is why that does not judge here; and k-hat is too rough to
+            # tell that nothing more is gained.
+            best = min(best, state, key=lambda state: state.khat)
+        return best, not self._lacks_mass(best)
 
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""
@@ -173,7 +172,7 @@ class Rounds:
         for tensor, value in zip(self.target.state(), state.tensors, strict=True):
             tensor.copy_(value)
 
-    def _round(self, steps: int, factor: float = _LITTLE, forward: bool = False) -> _State:
+    def _round(self, steps: int, forward: bool = False) -> _State:
         """Steps with one decay of the step size, and the guide that they lead to."""
         target, steps = self.target, min(steps, self._left)
         lr = target.forward_lr if forward and target.forward_lr else target.lr
@@ -184,9 +183,7 @@ class Rounds:
         for step in range(steps):
             optimizer.zero_grad()
             try:
-                # Every second step is enough for what changes slowly, and costs as much as the bound.
-                with_excess = step >= 0.3 * steps and step % 2 == 0
-                loss = self._forward_loss() if forward else self._loss(factor if with_excess else 0.0)
+                loss = self._backward(forward)
             except can_fail:
                 loss = math.nan
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
@@ -218,18 +215,12 @@ class Rounds:
         self.bar.set_postfix(elbo=f"{state.elbo:.2f}", khat=f"{state.khat:.2f}")
         return state
 
-    def _loss(self, factor: float) -> float:
-        """The bound's part of a step's loss; the gradient of all is left at the parameters."""
-        loss = self.target.loss()
-        loss.backward()
-        excess = self.target.excess() if factor else None
-        if excess is not None:
-            (factor * excess).backward()
-        return loss.item()
-
-    def _forward_loss(self) -> float:
-        """The negative bound; the gradient of the forward divergence is left at the parameters."""
-        loss, negative_bound = self.target.forward_loss()
+    def _backward(self, forward: bool) -> float:
+        """The negative bound; its gradient, or the forward divergence's, is left at the parameters."""
+        if forward:
+            loss, negative_bound = self.target.forward_loss()
+        else:
+            loss = negative_bound = self.target.loss()
         loss.backward()
         return negative_bound.item()
 

@@ -24,6 +24,8 @@ INITS = ("auto", "laplace", "mean_field", "prior")
 # A Hessian is a backward pass for each dimension.
 _LARGEST_HESSIAN = 200
 
+_HALVINGS = 6
+
 
 class Starts:
     """The ways to find a normal from which a guide starts; each has the name of an `init`."""
@@ -31,18 +33,20 @@ class Starts:
     def __init__(self, log_density: LogDensity, loc: Tensor, prior_draw: Callable[[], Tensor]) -> None:
         self.one = without_validation(log_density)
         self.loc, self.prior_draw = loc, prior_draw
-        together = log_density.broadcasts(_around(loc, 0.1).sample(3))
+        # Where the search starts there may be no density, by which to tell.
+        near = (_around(begin, 0.1).sample(3) for begin in (loc, torch.zeros_like(loc)))
+        together = any(log_density.broadcasts(draws) for draws in near)
         self.many = without_validation(log_density if together else log_density.one_by_one)
         # One by one, draws are dear.
         self.draws, self.batch = (100, 32) if together else (10, 8)
         self.matching_steps, self.ascent_steps = (1000, 450) if together else (50, 150)
 
     def laplace(self) -> Normal:
-        path = find_mode(self.one, self.loc, max_steps=200)
+        path = self._path(self.loc, max_steps=200)
         if not path:
             raise ValueError(
                 "AutoFlow expected a model whose log density has a finite gradient and Hessian where "
-                'init_loc_fn starts, got none: use init="prior", or another init_loc_fn'
+                'init_loc_fn starts or nearer to zero, got none: use init="prior", or another init_loc_fn'
             )
         return path[-1]
 
@@ -80,9 +84,17 @@ class Starts:
     def _best(self, loc: Tensor, prior: Normal) -> Normal:
         """Of the prior and the normals along the way to the mode and around its begin, the highest ELBO's."""
         candidates = [prior, *(_around(loc, scale) for scale in (0.1, 0.3, 1.0))]
-        for normal in find_mode(self.one, loc):
+        for normal in self._path(loc):
             candidates += [normal, _capped(normal)]
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
+
+    def _path(self, loc: Tensor, max_steps: int = 60) -> list[Normal]:
+        """The way to the mode; where the density has no derivatives far out, from nearer to zero."""
+        for halvings in range(_HALVINGS):
+            path = find_mode(self.one, loc / 2**halvings, max_steps)
+            if path:
+                return path
+        return []
 
 
 def _around(loc: Tensor, scale: float) -> Normal:

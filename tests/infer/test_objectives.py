@@ -13,7 +13,7 @@ from torch import Tensor
 from pyroflows.infer import AutoFlow
 from pyroflows.infer.objectives import FlowObjective
 from pyroflows.transforms import FlowTransform
-from tests.infer.conjugate import EVIDENCE, SDS, conjugate
+from tests.infer.conjugate import EVIDENCE, conjugate
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
 
@@ -32,28 +32,19 @@ def test_a_draw_that_a_model_refuses_does_not_end_a_fit_before_it_begins() -> No
         assert FlowObjective(guide, (), {}).log_weights(3).tolist() == [-math.inf] * 3
 
 
-def test_large_weights_widen_a_guide_that_is_narrow() -> None:
+def _of_the_conjugate_model(num_particles: int) -> tuple[AutoFlow, FlowObjective]:
+    """A guide that is the model's normal posterior, and what it is fitted by."""
     guide = AutoFlow(conjugate, init="laplace")
-    target = FlowObjective(guide, (), {})
-    with torch.no_grad():
-        guide.affine.log_diagonal.sub_(0.3)
-    torch.manual_seed(0)
-    losses = torch.stack([target.excess() for _ in range(10)])
-    (gradient,) = torch.autograd.grad(losses.mean(), guide.affine.log_diagonal)
-    # Downhill is wider, in each of the dimensions.
-    assert (gradient < -0.01).all()
+    return guide, FlowObjective(guide, (), {}, num_particles)
 
 
-def test_large_weights_say_nothing_of_a_guide_that_is_the_posterior() -> None:
-    """The log weights are all equal, but for rounding, which is no tail."""
-    guide = AutoFlow(conjugate, init="laplace")
-    assert FlowObjective(guide, (), {}).excess() < 1e-4
+def test_the_forward_loss_has_the_gradient_of_the_forward_divergence() -> None:
+    """Of a guide that is 1.2 times as wide as the normal posterior and beside it by half of its sd.
 
-
-def test_the_forward_loss_is_the_cross_entropy_of_the_posterior() -> None:
-    """Of a guide that is 1.2 times as wide as the normal posterior and beside it by half of its sd."""
-    guide = AutoFlow(conjugate, init="laplace")
-    target = FlowObjective(guide, (), {}, num_particles=20_000)
+    By quadrature: half of the draws are 1 + 1.5 / sqrt(6) times as wide as the guide, each has its weight,
+    and the gradient of the path is the product of the scores' difference and what the draw has of it.
+    """
+    guide, target = _of_the_conjugate_model(20_000)
     with torch.no_grad():
         guide.affine.log_diagonal.add_(math.log(1.2))
         # In units of the posterior's sds.
@@ -61,15 +52,33 @@ def test_the_forward_loss_is_the_cross_entropy_of_the_posterior() -> None:
     torch.manual_seed(0)
     loss, negative_bound = target.forward_loss()
     gradients = torch.autograd.grad(loss, [guide.affine.loc, guide.affine.log_diagonal])
-    entropy = 0.5 * (3 * math.log(2 * math.pi) + 3) + (SDS * 0.5**0.5).log().sum().item()
-    divergence = 3 * (math.log(1.2) + (1 + 0.25) / (2 * 1.44) - 0.5)
-    # Of log q, a sum of three squares, with sds of 0.5 to 1 each, and of draws that share weights.
-    assert loss.item() == pytest.approx(entropy + divergence, abs=0.03)
-    torch.testing.assert_close(gradients[0], torch.full((3,), 0.5 / 1.44), atol=0.03, rtol=0)
-    torch.testing.assert_close(gradients[1], torch.full((3,), 1 - 1.25 / 1.44), atol=0.05, rtol=0)
+
+    z = torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64)
+    x = 0.5 + 1.2 * z
+    log_weight = math.log(1.2) + 0.5 * z**2 - 0.5 * x**2
+    widths = torch.tensor([1.0, 1 + 1.5 / 6**0.5])
+    # Of one dimension; their masses are of all three.
+    densities = (dist.Normal(0.0, widths[:, None]).log_prob(z) + log_weight).exp()
+    shares = (densities.sum(1) ** 3) / (densities.sum(1) ** 3).sum()
+    difference = x - z / 1.2
+    means = [(densities * path * difference).sum(1) / densities.sum(1) for path in (1.0, 1.2 * z)]
+    of_loc, of_log_diagonal = ((shares * mean).sum().item() for mean in means)
+    # Means of products of normals, with sds of about 1, of draws that share weights.
+    torch.testing.assert_close(gradients[0], torch.full((3,), of_loc), atol=0.03, rtol=0)
+    torch.testing.assert_close(gradients[1], torch.full((3,), of_log_diagonal), atol=0.05, rtol=0)
     # The other divergence is what the bound lacks.
     reverse = 3 * (-math.log(1.2) + (1.44 + 0.25) / 2 - 0.5)
     assert -negative_bound.item() == pytest.approx(EVIDENCE - reverse, abs=0.03)
+
+
+def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior() -> None:
+    """Not even by four draws, of which the gradient of log q alone would be of the order of 1/2."""
+    guide, target = _of_the_conjugate_model(4)
+    loss, negative_bound = target.forward_loss()
+    gradients = torch.autograd.grad(loss, [guide.affine.loc, guide.affine.log_diagonal])
+    # What single precision makes of differences of the scores.
+    assert max(gradient.abs().max() for gradient in gradients) < 1e-3
+    assert -negative_bound.item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
 class _Overflowing(FlowTransform):
