@@ -32,9 +32,9 @@ def fit_guide(
     by Adam with the path gradient, in rounds of some hundred steps. In each the step size decays by a cosine
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
-    Where the first round of an `AutoFlow` is bad, it is started elsewhere, too; and where its k-hat is not
-    below 0.5 after the second one, those that follow are by the forward divergence, with draws chosen by
-    their weights: a third of the steps is kept for these.
+    Where the first round of an `AutoFlow` is bad, it is started elsewhere, too; and its last round is by the
+    forward divergence, with draws chosen by their weights, unless k-hat is below 0.3. Where it is 0.5 or more
+    there are some of these: a third of the steps is kept for them.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 

@@ -21,11 +21,10 @@ from pyroflows.infer.unconstrained import can_fail, learned
 
 __all__ = ["FlowObjective", "GuideObjective", "Objective"]
 
-# Draws of a step, at once where the model broadcasts, one by one where not.
+# Draws of a step, at once where the model broadcasts, one by one where not; and for each of them those of
+# which the forward divergence chooses.
 _TOGETHER, _ALONE = 128, 16
-
-# Draws of which the forward divergence chooses, for each of a step's.
-_CHOICE = 8
+_CHOICE_TOGETHER, _CHOICE_ALONE = 8, 2
 
 
 class Objective:
@@ -128,7 +127,6 @@ class FlowObjective(Objective):
     through Pyro's messages.
     """
 
-    # A few large weights are most of what the forward divergence sees: its gradient has more noise.
     lr, max_norm = 5e-3, 1.0
 
     def __init__(
@@ -146,7 +144,8 @@ class FlowObjective(Objective):
         self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]
         self.parameters = [*self.of_flow, *log_density.parameters]
         self.learns_model = bool(log_density.parameters)
-        # What a model's own parameters make large is the bound.
+        # A few large weights are most of what it sees, so its steps are shorter; and what a model's own
+        # parameters make large is the bound alone.
         self.forward_lr = None if self.learns_model else 3e-3
 
     def start_elsewhere(self) -> bool:
@@ -194,7 +193,8 @@ class FlowObjective(Objective):
         "Truncated importance sampling", Journal of Computational and Graphical Statistics 17.
         """
         with torch.no_grad():
-            z = self.base.sample((_CHOICE * self.particles,))
+            choice = _CHOICE_TOGETHER if self.together else _CHOICE_ALONE
+            z = self.base.sample((choice * self.particles,))
             z[1::2] *= _wider(z.shape[-1])
             log_weights = self._weigh(z)
             largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))

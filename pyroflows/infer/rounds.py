@@ -15,9 +15,9 @@ from pyroflows.infer.unconstrained import can_fail
 
 __all__ = ["FitResult", "Rounds"]
 
-# Of k-hat: from `_BAD` on importance weights can't be trusted (Vehtari et al. 2024, section 3.2.4), and below
-# `_GOOD` that is no luck of the draws, not even of those of one estimate.
-_BAD, _GOOD = 0.7, 0.5
+# Of k-hat: from `_BAD` on importance weights can't be trusted (Vehtari et al. 2024, section 3.2.4), below
+# `_GOOD` that is no luck of the draws, not even of those of one estimate, and below `_LOW` all is well.
+_BAD, _GOOD, _LOW = 0.7, 0.5, 0.3
 
 # Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
 # those from which on more steps are worth it, and those that say that the start was bad.
@@ -99,13 +99,13 @@ class Rounds:
     def run(self) -> FitResult:
         with self.bar:
             best, done = self._by_bound(self._first())
-            if self._lacks_mass(best):
-                best, done = self._by_mass(best)
+            if best.khat >= _LOW and self.target.forward_lr:
+                best, done = self._by_mass(best, done)
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
 
     def _by_bound(self, best: _State) -> tuple[_State, bool]:
-        """The guide after rounds by the bound, and whether more would gain nothing."""
+        """The guide after rounds by the bound, and whether no more of these are needed."""
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done, steps = best.gap < _CLOSE and not learns_model, _LONG
@@ -121,17 +121,13 @@ class Rounds:
             best = max(best, state, key=lambda state: state.score)
             steps = _MORE
             done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
-            if self._lacks_mass(best):
-                break
+            done = done or (best.khat >= _GOOD and self.target.forward_lr is not None)
         return best, done
 
-    def _lacks_mass(self, state: _State) -> bool:
-        return state.khat >= _GOOD and self.target.forward_lr is not None
-
-    def _by_mass(self, best: _State) -> tuple[_State, bool]:
-        """The same by the forward divergence, of the lowest k-hat."""
+    def _by_mass(self, best: _State, done: bool) -> tuple[_State, bool]:
+        """The same after a round by the forward divergence, or more of them where k-hat is not good then."""
         self._restore(best)
-        while self._lacks_mass(best) and self._left >= _MORE // 2:
+        while self._left >= _MORE // 2:
             try:
                 state = self._round(_MORE, forward=True)
             except FloatingPointError:
@@ -139,7 +135,9 @@ class Rounds:
             # It may cost some of the bound, which is why that does not judge here; and k-hat is too rough to
             # tell that nothing more is gained.
             best = min(best, state, key=lambda state: state.khat)
-        return best, not self._lacks_mass(best)
+            if best.khat < _GOOD:
+                break
+        return best, done and best.khat < _GOOD
 
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""

@@ -121,8 +121,8 @@ def test_where_weights_are_bad_a_bound_that_still_grows_does_not_keep_the_steps(
 
 
 def test_a_third_of_the_steps_is_for_bad_weights_alone() -> None:
-    """Of k-hat 0.3 and a bound that grows: each round by the bound gains, but they end at two thirds."""
-    result = Rounds(_Rising(0.84), 2400, progress_bar=False).run()
+    """Of k-hat 0.2 and a bound that grows: each round by the bound gains, but they end at two thirds."""
+    result = Rounds(_Rising(0.9), 2400, progress_bar=False).run()
     assert len(result.losses) == 1600
     assert 0.5 not in result.losses
     assert not result.converged
