@@ -18,7 +18,7 @@ def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    max_steps: int = 2400,
+    max_steps: int = 2200,
     num_particles: int | None = None,
     seed: int = 0,
     objective: Any = None,
@@ -33,7 +33,7 @@ def fit_guide(
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too; and its last round is by the
-    forward divergence, with draws chosen by their weights, unless k-hat is below 0.3. Where it is 0.5 or more
+    forward divergence, with draws chosen by their weights, unless k-hat is low. Where it stays 0.5 or more
     there are some of these: a third of the steps is kept for them.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.

@@ -146,7 +146,7 @@ class FlowObjective(Objective):
         self.learns_model = bool(log_density.parameters)
         # A few large weights are most of what it sees, so its steps are shorter; and what a model's own
         # parameters make large is the bound alone.
-        self.forward_lr = None if self.learns_model else 3e-3
+        self.forward_lr = None if self.learns_model else 2e-3
 
     def start_elsewhere(self) -> bool:
         return self.guide.start_elsewhere(*self.args, **self.kwargs)

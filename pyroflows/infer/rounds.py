@@ -23,8 +23,8 @@ _BAD, _GOOD, _LOW = 0.7, 0.5, 0.3
 # those from which on more steps are worth it, and those that say that the start was bad.
 _CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
 
-# Steps of the round from a start, of the one after it, and of any others.
-_SHORT, _LONG, _MORE = 500, 700, 400
+# Steps of the round from a start and of the one after it, and of any others.
+_STEPS, _MORE = 500, 400
 
 # Failed steps that end a fit, draws of one estimate of k-hat, whose standard error is 0.1, and estimates.
 _FAILED, _DRAWS, _ESTIMATES = 50, 10_000, 4
@@ -81,6 +81,11 @@ class _State:
         return self.khat < _GOOD and self.gap < _LACKING
 
     @property
+    def lacks_mass(self) -> bool:
+        """Whether large weights are to be mended: of a guide that is all but exact only bad ones."""
+        return self.khat >= _GOOD or (self.khat >= _LOW and self.gap >= _CLOSE)
+
+    @property
     def score(self) -> float:
         """The bound, less a fifth of a nat for each unit of k-hat above 0.5, and a tenth where it is bad."""
         return self.robust - 0.2 * max(self.khat - 0.5, 0.0) - 0.1 * (self.khat >= _BAD)
@@ -99,7 +104,7 @@ class Rounds:
     def run(self) -> FitResult:
         with self.bar:
             best, done = self._by_bound(self._first())
-            if best.khat >= _LOW and self.target.forward_lr:
+            if best.lacks_mass and self.target.forward_lr:
                 best, done = self._by_mass(best, done)
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
@@ -108,7 +113,7 @@ class Rounds:
         """The guide after rounds by the bound, and whether no more of these are needed."""
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
-        done, steps = best.gap < _CLOSE and not learns_model, _LONG
+        done, steps = best.gap < _CLOSE and not learns_model, _STEPS
         kept = self.max_steps // 3 if self.target.forward_lr else 0
         # A round that is cut short gains nothing.
         while not done and self._left - kept >= steps // 2:
@@ -142,15 +147,15 @@ class Rounds:
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""
         try:
-            state = self._round(_SHORT)
+            state = self._round(_STEPS)
         except FloatingPointError:
             if not self._start_elsewhere():
                 raise
-            return self._round(_SHORT)
+            return self._round(_STEPS)
         if not (state.far and self._start_elsewhere()):
             return state
         try:
-            return max(state, self._round(_SHORT), key=lambda state: state.score)
+            return max(state, self._round(_STEPS), key=lambda state: state.score)
         except FloatingPointError:
             return state
 
