@@ -85,11 +85,6 @@ class _State:
         """Whether large weights are to be mended: of a guide that is all but exact only bad ones."""
         return self.khat >= _GOOD or (self.khat >= _LOW and self.gap >= _CLOSE)
 
-    @property
-    def score(self) -> float:
-        """The bound, less a fifth of a nat for each unit of k-hat above 0.5, and a tenth where it is bad."""
-        return self.robust - 0.2 * max(self.khat - 0.5, 0.0) - 0.1 * (self.khat >= _BAD)
-
 
 class Rounds:
     """A fit, from a start to its result; see `fit_guide`."""
@@ -123,9 +118,11 @@ class Rounds:
             except FloatingPointError:
                 break
             gained = state.robust - best.robust
-            best = max(best, state, key=lambda state: state.score)
+            best = max(best, state, key=lambda state: state.robust)
             steps = _MORE
-            done = (best.enough and not learns_model) or gained < max(_CLOSE, 2 * state.error)
+            # Of a model's own parameters little of the bound may still be much.
+            little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
+            done = (best.enough and not learns_model) or gained < little
             done = done or (best.khat >= _GOOD and self.target.forward_lr is not None)
         return best, done
 
@@ -155,7 +152,7 @@ class Rounds:
         if not (state.far and self._start_elsewhere()):
             return state
         try:
-            return max(state, self._round(_STEPS), key=lambda state: state.score)
+            return max(state, self._round(_STEPS), key=lambda state: state.robust)
         except FloatingPointError:
             return state
 
