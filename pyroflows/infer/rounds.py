@@ -91,6 +91,7 @@ class Rounds:
 
     def __init__(self, target: Objective, max_steps: int, progress_bar: bool) -> None:
         self.target, self.max_steps = target, max_steps
+        self.mends = target.forward_lr is not None
         self.losses: list[float] = []
         # Steps from a start that was left.
         self.before = 0
@@ -99,7 +100,7 @@ class Rounds:
     def run(self) -> FitResult:
         with self.bar:
             best, done = self._by_bound(self._first())
-            if best.lacks_mass and self.target.forward_lr:
+            if best.lacks_mass and self.mends:
                 best, done = self._by_mass(best, done)
         self._restore(best)
         return FitResult(best.elbo, best.khat, self.losses, done, _advice(best, done))
@@ -109,7 +110,7 @@ class Rounds:
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done, steps = best.gap < _CLOSE and not learns_model, _STEPS
-        kept = self.max_steps // 3 if self.target.forward_lr else 0
+        kept = self.max_steps // 3 if self.mends else 0
         # A round that is cut short gains nothing.
         while not done and self._left - kept >= steps // 2:
             self._restore(best)
@@ -122,8 +123,8 @@ class Rounds:
             steps = _MORE
             # Of a model's own parameters little of the bound may still be much.
             little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
-            done = (best.enough and not learns_model) or gained < little
-            done = done or (best.khat >= _GOOD and self.target.forward_lr is not None)
+            to_mend = best.khat >= _GOOD and self.mends
+            done = (best.enough and not learns_model) or gained < little or to_mend
         return best, done
 
     def _by_mass(self, best: _State, done: bool) -> tuple[_State, bool]:

@@ -24,6 +24,7 @@ INITS = ("auto", "laplace", "mean_field", "prior")
 # A Hessian is a backward pass for each dimension.
 _LARGEST_HESSIAN = 200
 
+# Points from which a way is tried, each half as far from zero as the one before.
 _HALVINGS = 6
 
 
@@ -90,7 +91,8 @@ class Starts:
 
     def _path(self, loc: Tensor, max_steps: int = 60) -> list[Normal]:
         """The way to the mode; where the density has no derivatives far out, from nearer to zero."""
-        for halvings in range(_HALVINGS):
+        # Half of zero is the same point.
+        for halvings in range(_HALVINGS if loc.any() else 1):
             path = find_mode(self.one, loc / 2**halvings, max_steps)
             if path:
                 return path

@@ -20,6 +20,7 @@ from pyroflows import glow
 from pyroflows.infer import AutoFlow, TraceSTL_ELBO, neutra_nuts, psis_khat
 from pyroflows.infer.guides import guide_transform
 from pyroflows.infer.objectives import FlowObjective
+from pyroflows.infer.starts import Starts
 from pyroflows.transforms import Chain, realnvp
 from tests.infer.conjugate import EVIDENCE, SDS, X, conjugate
 
@@ -355,6 +356,19 @@ def test_a_start_that_leads_nowhere_is_not_the_only_one() -> None:
 
     guide = AutoFlow(model, init_loc_fn=init_to_value(values={"u": torch.tensor(-200.0)}))
     assert (guide.median()["u"] - 2).abs() < 0.1
+
+
+def test_that_a_model_broadcasts_is_seen_where_the_search_begins_without_density() -> None:
+    def model() -> None:
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.factor("x", torch.where(u < -100, -torch.inf, 0.0))
+
+    guide = AutoFlow(model, init="prior")
+    guide()
+    far = torch.tensor([-200.0])
+    starts = Starts(guide.log_density(), far, lambda: far)
+    # Of models that do not broadcast the draws are fewer.
+    assert starts.batch == 32
 
 
 def test_a_start_where_the_density_overflows_begins_nearer_to_zero() -> None:
