@@ -24,7 +24,7 @@ _BAD, _GOOD, _LOW = 0.7, 0.5, 0.3
 _CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
 
 # Steps of the round from a start and of the one after it, and of any others.
-_STEPS, _MORE = 500, 400
+_STEPS, _MORE = 500, 300
 
 # Failed steps that end a fit, draws of one estimate of k-hat, whose standard error is 0.1, and estimates.
 _FAILED, _DRAWS, _ESTIMATES = 50, 10_000, 4

@@ -68,7 +68,7 @@ def test_a_round_that_makes_it_worse_is_taken_back() -> None:
 class _Narrow(Objective):
     """A normal of sd `s` for one of sd 1, with k-hat `1 - s^2`, that its bound leaves where it is."""
 
-    lr, max_norm, forward_lr = 0.1, 10.0, 0.01
+    lr, max_norm, forward_lr = 0.1, 10.0, 0.015
 
     def __init__(self, sign: float = 1.0, scale: float = 0.45) -> None:
         self.log_scale = torch.tensor([math.log(scale)], requires_grad=True)
@@ -95,7 +95,7 @@ def test_where_weights_are_bad_the_last_steps_are_by_the_forward_divergence() ->
     assert result.khat < 0.3
     assert result.converged
     # Its steps, too, are recorded by the bound: after those of the first and second round.
-    assert result.losses == [0.0] * 1000 + [0.5] * 400
+    assert result.losses == [0.0] * 1000 + [0.5] * 300
 
 
 class _Rising(_Narrow):
@@ -116,14 +116,14 @@ class _Rising(_Narrow):
 def test_where_weights_are_bad_a_bound_that_still_grows_does_not_keep_the_steps() -> None:
     target = _Rising(0.45)
     result = Rounds(target, 2200, progress_bar=False).run()
-    assert [loss == 0.5 for loss in result.losses] == [False] * 1000 + [True] * 400
+    assert [loss == 0.5 for loss in result.losses] == [False] * 1000 + [True] * 300
     assert target.log_scale.exp().item() == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_third_of_the_steps_is_not_for_the_bound() -> None:
     """Of k-hat 0.3 and a bound that grows: each round by the bound gains, but they end at two thirds."""
     result = Rounds(_Rising(0.84), 2200, progress_bar=False).run()
-    assert [loss == 0.5 for loss in result.losses] == [False] * 1400 + [True] * 400
+    assert [loss == 0.5 for loss in result.losses] == [False] * 1467 + [True] * 300
     # Of the bound more was to be gained.
     assert not result.converged
 
