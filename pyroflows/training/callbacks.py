@@ -97,7 +97,7 @@ class Watch(lightning.Callback):
         assert isinstance(module, DensityModule)
         assert self.batch is not None
         data, *given = self.batch
-        with torch.no_grad():
+        with torch.no_grad(), module.whole():
             culprit = first_non_finite(module.flow, module.reals(data, *given), *given)
         raise FloatingPointError(
             f"{what} at step {trainer.global_step}, in epoch {trainer.current_epoch}; "
@@ -113,27 +113,34 @@ class Pictures(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         assert isinstance(module, DensityModule)
-        if trainer.is_global_zero and (trainer.current_epoch + 1) % self.every == 0:
+        if (trainer.current_epoch + 1) % self.every == 0:
             with torch.random.fork_rng(), _evaluating(module):
-                draw_samples(module.flow, module.levels, self.folder, self.real)
+                draw_samples(module.flow, module.levels, self.folder, self.real, trainer.is_global_zero)
 
 
-def draw_samples(flow: Flow, levels: int | None, folder: Path, real: Tensor | None) -> None:
-    """Write `samples.png`: a grid of 64 images, or 1,000 points; nothing for what can't be shown."""
+def draw_samples(
+    flow: Flow, levels: int | None, folder: Path, real: Tensor | None, write: bool = True
+) -> None:
+    """Write `samples.png`: a grid of 64 images, or 1,000 points; nothing for what can't be shown.
+
+    A process that does not `write` draws all the same, as the weights may be spread over the processes.
+    """
     shape = tuple(flow.transform.event_shape)
     if flow.transform.context_shape is not None or (len(shape) == 3 and shape[0] not in (1, 3)):
         return
     x = Run(flow, levels).sample(64 if len(shape) == 3 else 1000)
-    # A young flow may have samples that are not finite.
-    plot_samples(x.nan_to_num(0.0, 0.0, 0.0), folder / "samples.png", real=real, levels=levels)
+    if write:
+        # A young flow may have samples that are not finite.
+        plot_samples(x.nan_to_num(0.0, 0.0, 0.0), folder / "samples.png", real=real, levels=levels)
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def _evaluating(module: DensityModule) -> Iterator[None]:
     training = module.training
     module.eval()
     try:
-        yield
+        with module.whole():
+            yield
     finally:
         module.train(training)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class DensityModule(SVIModule):
     def _of_integers(self, context: Tensor | None) -> Dequantized:
         assert self.levels is not None
         return Dequantized(self.flow(context), self.levels, self.noise)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Where the flow may be evaluated outside a step, by every process: its weights are all there."""
+        yield
 
     # Lightning's hooks
 

@@ -112,8 +112,8 @@ def fit(
         precision: Lightning's: `"bf16-mixed"` for bfloat16 networks, the density itself in full precision.
         accelerator: Lightning's: `"cpu"`, `"gpu"` or what there is.
         devices: Number of processes.
-        strategy: Lightning's, such as `"ddp"`. FSDP writes checkpoints of Lightning's own, which `resume`
-            does not read.
+        strategy: Lightning's, such as `"ddp"`; `"fsdp"` spreads weights and optimizer state over the
+            processes (PyTorch's `fully_shard`, from version 2.6 on). Checkpoints are the same of all.
         seed: Of the order of the data and the noise.
         out: Folder of the checkpoints `last.ckpt` and, with `val_data`, `best.ckpt`, and of the pictures
             `samples.png`, `losses.png` and, of one or two dimensions, `density.png`.
@@ -155,7 +155,8 @@ def fit(
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "patience": patience, "ema": ema, "seed": seed,
     }  # fmt: skip
-    module = DensityModule(
+    module_class, strategy = _of_strategy(strategy, ema)
+    module = module_class(
         flow,
         levels,
         noise,
@@ -265,6 +266,25 @@ def _saving(folder: Path, keep: bool, held_out: bool, patience: int | None) -> l
     return saving
 
 
+def _of_strategy(strategy: Any, ema: float | None) -> tuple[type[DensityModule], Any]:
+    """What is trained, and Lightning's strategy."""
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name == "fsdp":
+        if ema is not None:
+            raise ValueError("strategy 'fsdp' keeps no average of the weights: leave ema out, or use 'ddp'")
+        try:
+            from pyroflows.training.sharded import Sharded, ShardedDensityModule
+        except ImportError as error:
+            raise ValueError(f"strategy 'fsdp' needs PyTorch 2.6 or newer: {error}") from None
+        return ShardedDensityModule, Sharded()
+    if name.lower().startswith(("fsdp", "deepspeed", "modelparallel")):
+        raise ValueError(
+            f"fit expected strategy 'fsdp' or one that keeps the weights whole, as 'ddp', got {name}, whose "
+            "checkpoints could not be resumed"
+        )
+    return DensityModule, strategy
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advice that a user of `fit` can't follow off the screen."""
@@ -279,6 +299,7 @@ def _quiet() -> Iterator[None]:
                 ".*Checkpoint directory .* exists and is not empty.*",
                 ".*is smaller than the logging interval.*",
                 ".*Total length of `list` across ranks is zero.*",
+                ".*FSDP2-wrapped module .* returned a view tensor.*",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield
