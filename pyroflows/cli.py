@@ -62,7 +62,7 @@ def fit_command(
     precision: Annotated[str, typer.Option(help="Lightning's, as bf16-mixed.")] = "32-true",
     accelerator: Annotated[str, typer.Option(help="cpu, gpu or what there is.")] = "auto",
     devices: Annotated[int, typer.Option(help="Number of processes, each with its own batches.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Lightning's, as ddp.")] = "auto",
+    strategy: Annotated[str, typer.Option(help="Lightning's, as ddp, or fsdp.")] = "auto",
     sample_every: Annotated[
         int | None, typer.Option(help="Write samples.png every so many epochs, not only at the end.")
     ] = None,

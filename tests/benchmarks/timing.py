@@ -4,10 +4,15 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
 
 def _seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
+    if torch.cuda.is_available():
+        # A call has returned before the device has done what it asked for.
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
