@@ -18,6 +18,7 @@ from torch import Size, Tensor
 from torch.distributions import Distribution
 
 from pyroflows.transforms.base import FlowTransform, sum_last
+from pyroflows.transforms.chain import map_tensors
 
 __all__ = ["Dequantized", "Flow"]
 
@@ -214,22 +215,13 @@ class Flow(PyroModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Flow:
         if isinstance(self._base, Distribution):
-            _map_tensors(self._base, fn)
+            map_tensors(self._base, fn)
         return super()._apply(fn, *args, **kwargs)
 
 
 def _normal(like: Tensor, shape: Size, scale: float | Tensor) -> Distribution:
     loc = like.expand(shape)
     return dist.Normal(loc, loc + scale, validate_args=False).to_event(len(shape))
-
-
-def _map_tensors(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> None:
-    """Apply `fn` (a move to a device or dtype) to a distribution's tensors, in place."""
-    for name, value in vars(distribution).items():
-        if isinstance(value, Tensor):
-            setattr(distribution, name, fn(value))
-        elif isinstance(value, Distribution):
-            _map_tensors(value, fn)
 
 
 class Dequantized(TorchDistribution):

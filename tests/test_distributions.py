@@ -144,6 +144,17 @@ def test_moves_with_the_module(base: str | None) -> None:
         flow().log_prob(x.float())
 
 
+def test_transforms_of_torch_move_with_the_flow() -> None:
+    affine = dist.transforms.AffineTransform(torch.zeros(2), torch.ones(2))
+    permute = dist.transforms.Permute(torch.tensor([1, 0]))
+    nested = dist.transforms.ComposeTransform([permute, dist.transforms.SoftplusTransform().inv])
+    flow = Flow(Chain([realnvp(2), affine, nested])).double()
+    assert (affine.loc.dtype, affine.scale.dtype) == (torch.float64, torch.float64)
+    flow.to("meta")
+    assert (affine.scale.device.type, permute.permutation.device.type) == ("meta", "meta")
+    assert permute.permutation.dtype == torch.long
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_moves_to_the_gpu() -> None:

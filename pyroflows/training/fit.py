@@ -300,6 +300,8 @@ def _quiet() -> Iterator[None]:
                 ".*is smaller than the logging interval.*",
                 ".*Total length of `list` across ranks is zero.*",
                 ".*FSDP2-wrapped module .* returned a view tensor.*",
+                ".*Grad strides do not match bucket view strides.*",
+                ".*AccumulateGrad node's stream does not match.*",
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 from torch import Size, Tensor, nn
-from torch.distributions import Transform, constraints
+from torch.distributions import Distribution, Transform, constraints
 
 from pyroflows.transforms.base import FlowTransform, sum_last
 
@@ -119,6 +119,10 @@ class ForeignTransform(FlowTransform):
     def _remembers(self) -> bool:
         return False
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> ForeignTransform:
+        map_tensors(self.transform, fn)
+        return super()._apply(fn, *args, **kwargs)
+
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z = z.view_as(z)  # a tensor that the transform's own cache has not seen
         x = self.transform(z)
@@ -135,6 +139,22 @@ class ForeignTransform(FlowTransform):
 
     def _total(self, ladj: Tensor) -> Tensor:
         return sum_last(ladj, len(self.latent_shape) - self.transform.domain.event_dim)
+
+
+def map_tensors(owner: Transform | Distribution, fn: Callable[[Tensor], Tensor]) -> None:
+    """Apply `fn` (a move to a device or dtype) to the tensors of what is no module, in place."""
+    # A transform and its inverse hold each other.
+    seen, owners = {id(owner)}, [owner]
+    while owners:
+        owner = owners.pop()
+        for name, value in vars(owner).items():
+            if isinstance(value, Tensor):
+                setattr(owner, name, fn(value))
+            for part in value if isinstance(value, list) else [value]:
+                plain = isinstance(part, Transform | Distribution) and not isinstance(part, nn.Module)
+                if plain and id(part) not in seen:
+                    seen.add(id(part))
+                    owners.append(part)
 
 
 def _clear_cache(transform: Transform) -> None:
