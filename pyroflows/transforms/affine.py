@@ -93,7 +93,9 @@ class TriangularAffine(FlowTransform):
 
 
 def _solve(tril: Tensor, x: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(tril, x.unsqueeze(-1), upper=False).squeeze(-1)
+    # All vectors at once: of a batch of systems, each would get a copy of the factor.
+    rows = x.reshape(-1, x.shape[-1])
+    return torch.linalg.solve_triangular(tril.T, rows, upper=True, left=False).reshape(x.shape)
 
 
 def triangular_affine(event_shape: int | tuple[int, ...]) -> TriangularAffine:
