@@ -42,8 +42,8 @@ def fit_guide(
         model: The model. Its own parameters are fitted too.
         guide: The guide: an `AutoFlow`, or any other of Pyro's.
         args: What both are called with.
-        max_steps: The largest number of steps from a start. Those from a first one that is bad are not
-            counted once there is another.
+        max_steps: The largest number of steps; twice as many where the first start is bad and there is
+            another one.
         num_particles: Number of draws of a step, by default 128, or 16 where the model does not broadcast.
         seed: Of the draws.
         objective: One of Pyro's ELBOs to use instead, `TraceMeanField_ELBO()`, say. The guide has to be one

@@ -93,8 +93,6 @@ class Rounds:
         self.target, self.max_steps = target, max_steps
         self.mends = target.forward_lr is not None
         self.losses: list[float] = []
-        # Steps from a start that was left.
-        self.before = 0
         self.bar = tqdm(total=max_steps, disable=not progress_bar, unit="step")
 
     def run(self) -> FitResult:
@@ -160,13 +158,13 @@ class Rounds:
     def _start_elsewhere(self) -> bool:
         if not (self._left and self.target.start_elsewhere()):
             return False
-        self.before = len(self.losses)
-        self.bar.total += self.before
+        self.bar.total += self.max_steps
+        self.max_steps *= 2
         return True
 
     @property
     def _left(self) -> int:
-        return self.max_steps - len(self.losses) + self.before
+        return self.max_steps - len(self.losses)
 
     @torch.no_grad()
     def _restore(self, state: _State) -> None:

@@ -16,10 +16,10 @@ class _Slope(Objective):
 
     lr, max_norm = 0.1, 10.0
 
-    def __init__(self, second: bool = False) -> None:
+    def __init__(self, second: bool = False, other: float = 50.0) -> None:
         self.place = torch.zeros(1, requires_grad=True)
         self.parameters = [self.place]
-        self.second = second
+        self.second, self.other = second, other
 
     def loss(self) -> Tensor:
         return self.place.sum()
@@ -30,7 +30,7 @@ class _Slope(Objective):
 
     def start_elsewhere(self) -> bool:
         with torch.no_grad():
-            self.place.fill_(50.0)
+            self.place.fill_(self.other)
         return self.second
 
 
@@ -49,9 +49,16 @@ def test_a_bad_first_round_is_left_for_another_start(second: bool) -> None:
     with torch.no_grad():
         target.place.fill_(1e3)
     result = Rounds(target, 1200, progress_bar=False).run()
-    # The steps from the first start are not counted.
     assert len(result.losses) == (1500 if second else 1200)
     assert (target.place.item() < 30) == second
+
+
+def test_another_start_doubles_the_steps() -> None:
+    """It is so far from where the weights are equal that all steps are taken."""
+    target = _Slope(second=True, other=1e4)
+    with torch.no_grad():
+        target.place.fill_(1e5)
+    assert len(Rounds(target, 700, progress_bar=False).run().losses) == 1400
 
 
 def test_a_round_that_makes_it_worse_is_taken_back() -> None:
