@@ -22,9 +22,10 @@ from pyroflows.infer.unconstrained import can_fail, learned
 __all__ = ["FlowObjective", "GuideObjective", "Objective"]
 
 # Draws of a step, at once where the model broadcasts, one by one where not; and for each of them those of
-# which the forward divergence chooses.
+# which the forward divergence chooses, in some steps from the same ones.
 _TOGETHER, _ALONE = 128, 16
-_CHOICE_TOGETHER, _CHOICE_ALONE = 8, 2
+_CHOICE_TOGETHER, _CHOICE_ALONE = 16, 4
+_STEPS_OF_CHOICE = 4
 
 
 class Objective:
@@ -147,6 +148,7 @@ class FlowObjective(Objective):
         # A few large weights are most of what it sees, so its steps are shorter; and what a model's own
         # parameters make large is the bound alone.
         self.forward_lr = None if self.learns_model else 2e-3
+        self._forward_steps = 0
 
     def start_elsewhere(self) -> bool:
         return self.guide.start_elsewhere(*self.args, **self.kwargs)
@@ -183,7 +185,7 @@ class FlowObjective(Objective):
             \qquad x = f(z)
 
         by draws of the guide, of which some are chosen by their importance weights, cut off at `\sqrt n`
-        times their mean. The bound is content with a guide that leaves a part of the posterior out, and
+        times their mean; they are drawn and weighed anew in each fourth step. The bound is content with a guide that leaves a part of the posterior out, and
         learns nothing where it does not draw; this weighs most what it draws too seldom. As of the bound, a
         guide that is the posterior has no gradient at any draw, wherever that is from: half of them are made
         wider than the guide's own, so that the tails, which k-hat is the shape of, are not left to chance.
@@ -192,16 +194,22 @@ class FlowObjective(Objective):
         et al. 2019, "Neural importance sampling", arXiv 1808.03856 (by importance weights); Ionides 2008,
         "Truncated importance sampling", Journal of Computational and Graphical Statistics 17.
         """
-        with torch.no_grad():
-            choice = _CHOICE_TOGETHER if self.together else _CHOICE_ALONE
-            z = self.base.sample((choice * self.particles,))
-            z[1::2] *= _wider(z.shape[-1])
-            log_weights = self._weigh(z)
-            largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))
-            chosen = log_weights.clamp(max=largest).softmax(0).multinomial(self.particles, replacement=True)
-            own = log_weights[::2]
-            bound = own[own.isfinite()].mean()
+        if self._forward_steps % _STEPS_OF_CHOICE == 0:
+            self._choice = self._draw_choice()
+        self._forward_steps += 1
+        z, weights, bound = self._choice
+        chosen = weights.multinomial(self.particles, replacement=True)
         return self._mean_difference(z[chosen]), -bound
+
+    def _draw_choice(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws of the base, half of them widened, their weights, and the bound by the others."""
+        choice = _CHOICE_TOGETHER if self.together else _CHOICE_ALONE
+        z = self.base.sample((choice * self.particles,))
+        z[1::2] *= _wider(z.shape[-1])
+        log_weights = self._weigh(z)
+        largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))
+        own = log_weights[::2]
+        return z, log_weights.clamp(max=largest).softmax(0), own[own.isfinite()].mean()
 
     def log_weights(self, n: int) -> Tensor:
         return self._weigh(self.base.sample((n,)))

@@ -118,10 +118,12 @@ class Rounds:
                 break
             gained = state.robust - best.robust
             best = max(best, state, key=lambda state: state.robust)
-            steps = _MORE
+            # One long decay goes further than short ones.
+            steps = _MORE if best.gap < _FAR else max(self._left - kept, _MORE)
             # Of a model's own parameters little of the bound may still be much.
             little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
-            to_mend = best.khat >= _GOOD and self.mends
+            # Weights are of use where the guide is near.
+            to_mend = best.khat >= _GOOD and best.gap < _FAR and self.mends
             done = (best.enough and not learns_model) or gained < little or to_mend
         return best, done
 

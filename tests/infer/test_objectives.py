@@ -81,6 +81,24 @@ def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior() -> 
     assert -negative_bound.item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
+def test_the_forward_loss_weighs_draws_in_each_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights are most of its time, and the guide moves little in four steps."""
+    guide, target = _of_the_conjugate_model(16)
+    with torch.no_grad():
+        guide.affine.loc.add_(0.5)
+    weigh, weighed = target._weigh, []
+
+    def seen(z: Tensor) -> Tensor:
+        weighed.append(len(z))
+        return weigh(z)
+
+    monkeypatch.setattr(target, "_weigh", seen)
+    losses = [target.forward_loss()[0].item() for _ in range(8)]
+    assert weighed == [16 * 16] * 2
+    # Each step has its own choice all the same.
+    assert len(set(losses)) == 8
+
+
 class _Overflowing(FlowTransform):
     """A learned shift, but infinite where an element is above 1.5."""
 
