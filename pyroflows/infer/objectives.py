@@ -185,10 +185,11 @@ class FlowObjective(Objective):
             \qquad x = f(z)
 
         by draws of the guide, of which some are chosen by their importance weights, cut off at `\sqrt n`
-        times their mean; they are drawn and weighed anew in each fourth step. The bound is content with a guide that leaves a part of the posterior out, and
-        learns nothing where it does not draw; this weighs most what it draws too seldom. As of the bound, a
-        guide that is the posterior has no gradient at any draw, wherever that is from: half of them are made
-        wider than the guide's own, so that the tails, which k-hat is the shape of, are not left to chance.
+        times their mean; in each fourth step there are new ones to choose from. The bound is content with a
+        guide that leaves a part of the posterior out, and learns nothing where it does not draw; this weighs
+        most what it draws too seldom. As of the bound, a guide that is the posterior has no gradient at any
+        draw, wherever that is from: half of them are made wider than the guide's own, so that the tails,
+        which k-hat is the shape of, are not left to chance, and the weights may be those of some steps ago.
 
         Source: Vaitl et al. 2022, "Gradients should stay on path", arXiv 2207.08219 (the gradient); Müller
         et al. 2019, "Neural importance sampling", arXiv 1808.03856 (by importance weights); Ionides 2008,

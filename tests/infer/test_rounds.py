@@ -110,7 +110,8 @@ class _Rising(_Narrow):
 
     def __init__(self, scale: float) -> None:
         super().__init__(scale=scale)
-        self.height = torch.zeros(1, requires_grad=True)
+        # In double precision: beside it the weights' differences are small.
+        self.height = torch.zeros(1, dtype=torch.float64, requires_grad=True)
         self.parameters = [self.log_scale, self.height]
 
     def loss(self) -> Tensor:
@@ -121,10 +122,28 @@ class _Rising(_Narrow):
 
 
 def test_where_weights_are_bad_a_bound_that_still_grows_does_not_keep_the_steps() -> None:
-    target = _Rising(0.45)
+    target = _Rising(0.65)
     result = Rounds(target, 2200, progress_bar=False).run()
     assert [loss == 0.5 for loss in result.losses] == [False] * 1000 + [True] * 300
     assert target.log_scale.exp().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_guide_that_is_far_goes_on_by_the_bound_in_one_long_round() -> None:
+    """Its weights are too bad to choose draws by; all steps that may be the bound's have one decay."""
+    target = _Rising(0.45)
+    rates: list[float] = []
+    loss = target.loss
+
+    def seen() -> Tensor:
+        rates.append(target.height.item())
+        return loss()
+
+    target.loss = seen  # type: ignore[method-assign]
+    result = Rounds(target, 2200, progress_bar=False).run()
+    assert [loss == 0.5 for loss in result.losses] == [False] * 1467 + [True] * 300
+    # The height grows by the step size: after 1,000 steps it is the largest, 400 steps on not small.
+    assert rates[1001] - rates[1000] == pytest.approx(0.1, rel=0.05)
+    assert rates[1234] - rates[1233] == pytest.approx(0.05, rel=0.1)
 
 
 def test_a_third_of_the_steps_is_not_for_the_bound() -> None:
