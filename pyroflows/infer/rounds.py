@@ -23,7 +23,7 @@ _BAD, _GOOD, _LOW = 0.7, 0.5, 0.3
 # those from which on more steps are worth it, and those that say that the start was bad.
 _CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
 
-# Steps of the round from a start and of the one after it, and of any others.
+# Steps of the round from a start, and of the one after it where that is far; and of any others.
 _STEPS, _MORE = 500, 300
 
 # Failed steps that end a fit, draws of one estimate of k-hat, whose standard error is 0.1, and estimates.
@@ -107,10 +107,11 @@ class Rounds:
         """The guide after rounds by the bound, and whether no more of these are needed."""
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
-        done, steps = best.gap < _CLOSE and not learns_model, _STEPS
+        done = best.gap < _CLOSE and not learns_model
+        steps = _MORE if best.gap < _FAR else _STEPS
         kept = self.max_steps // 3 if self.mends else 0
         # A round that is cut short gains nothing.
-        while not done and self._left - kept >= steps // 2:
+        while not done and self._left - kept >= _MORE // 2:
             self._restore(best)
             try:
                 state = self._round(min(steps, self._left - kept))
