@@ -33,7 +33,7 @@ def fit_guide(
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too; a guide that is far even then
-    has one long round; and the last round is by the forward divergence, with draws chosen by their weights,
+    has one long round; and its last round is by the forward divergence, with draws chosen by their weights,
     unless k-hat is low. Where it stays 0.5 or more there are some of these: a third of the steps is kept for
     them.
 

@@ -111,7 +111,7 @@ class Rounds:
         steps = _MORE if best.gap < _FAR else _STEPS
         kept = self.max_steps // 3 if self.mends else 0
         # A round that is cut short gains nothing.
-        while not done and self._left - kept >= _MORE // 2:
+        while not done and self._left - kept >= steps // 2:
             self._restore(best)
             try:
                 state = self._round(min(steps, self._left - kept))

@@ -72,6 +72,17 @@ def test_a_round_that_makes_it_worse_is_taken_back() -> None:
     assert 0 < target.place.item() < 1
 
 
+@pytest.mark.parametrize(
+    ("place", "max_steps", "taken"), [(1e3, 749, 500), (1e3, 751, 751), (25.1, 649, 500), (25.1, 651, 651)]
+)
+def test_less_than_half_a_round_is_not_begun(place: float, max_steps: int, taken: int) -> None:
+    """After the first round 500 steps are a round where the guide is far, and 300 where it is near."""
+    target = _Slope()
+    with torch.no_grad():
+        target.place.fill_(place)
+    assert len(Rounds(target, max_steps, progress_bar=False).run().losses) == taken
+
+
 class _Narrow(Objective):
     """A normal of sd `s` for one of sd 1, with k-hat `1 - s^2`, that its bound leaves where it is."""
 
