@@ -24,8 +24,8 @@ __all__ = ["FlowObjective", "GuideObjective", "Objective"]
 # Draws of a step, at once where the model broadcasts, one by one where not; and for each of them those of
 # which the forward divergence chooses, in some steps from the same ones.
 _TOGETHER, _ALONE = 128, 16
-_CHOICE_TOGETHER, _CHOICE_ALONE = 16, 4
-_STEPS_OF_CHOICE = 4
+_CHOICE_TOGETHER, _CHOICE_ALONE = 64, 16
+_STEPS_OF_CHOICE = 16
 
 
 class Objective:
@@ -185,11 +185,12 @@ class FlowObjective(Objective):
             \qquad x = f(z)
 
         by draws of the guide, of which some are chosen by their importance weights, cut off at `\sqrt n`
-        times their mean; in each fourth step there are new ones to choose from. The bound is content with a
+        times their mean; each 16 steps there are new ones to choose from. The bound is content with a
         guide that leaves a part of the posterior out, and learns nothing where it does not draw; this weighs
         most what it draws too seldom. As of the bound, a guide that is the posterior has no gradient at any
         draw, wherever that is from: half of them are made wider than the guide's own, so that the tails,
         which k-hat is the shape of, are not left to chance, and the weights may be those of some steps ago.
+        None is further out than the guide's own: what no draw of the guide reaches moves little of it.
 
         Source: Vaitl et al. 2022, "Gradients should stay on path", arXiv 2207.08219 (the gradient); Müller
         et al. 2019, "Neural importance sampling", arXiv 1808.03856 (by importance weights); Ionides 2008,
@@ -199,7 +200,8 @@ class FlowObjective(Objective):
             self._choice = self._draw_choice()
         self._forward_steps += 1
         z, weights, bound = self._choice
-        chosen = weights.multinomial(self.particles, replacement=True)
+        # Twice the draws of other steps: some are chosen many times.
+        chosen = weights.multinomial(2 * self.particles, replacement=True)
         return self._mean_difference(z[chosen]), -bound
 
     def _draw_choice(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,6 +210,9 @@ class FlowObjective(Objective):
         z = self.base.sample((choice * self.particles,))
         z[1::2] *= _wider(z.shape[-1])
         log_weights = self._weigh(z)
+        # Where the guide has no draws its weights have no bound, and a few would be all that is seen.
+        radius = z.norm(dim=-1)
+        log_weights = log_weights.where(radius <= radius[::2].max(), -torch.inf)
         largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))
         own = log_weights[::2]
         return z, log_weights.clamp(max=largest).softmax(0), own[own.isfinite()].mean()

@@ -81,8 +81,8 @@ def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior() -> 
     assert -negative_bound.item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
-def test_the_forward_loss_weighs_draws_in_each_fourth_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights are most of its time, and the guide moves little in four steps."""
+def test_the_forward_loss_weighs_many_draws_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights would be most of its time, and the guide moves little in sixteen steps."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.loc.add_(0.5)
@@ -93,10 +93,28 @@ def test_the_forward_loss_weighs_draws_in_each_fourth_step(monkeypatch: pytest.M
         return weigh(z)
 
     monkeypatch.setattr(target, "_weigh", seen)
-    losses = [target.forward_loss()[0].item() for _ in range(8)]
-    assert weighed == [16 * 16] * 2
+    losses = [target.forward_loss()[0].item() for _ in range(32)]
+    assert weighed == [64 * 16] * 2
     # Each step has its own choice all the same.
-    assert len(set(losses)) == 8
+    assert len(set(losses)) == 32
+
+
+def test_no_draw_is_chosen_further_out_than_the_guides_own() -> None:
+    """Of a guide that is too narrow by a factor of five, by importance alone the furthest would be all.
+
+    Draws of three dimensions that are wider by a factor of 1.6 would be up to that further out.
+    """
+    guide, target = _of_the_conjugate_model(64)
+    with torch.no_grad():
+        guide.affine.log_diagonal.sub_(math.log(5.0))
+    torch.manual_seed(0)
+    z, weights, _ = target._draw_choice()
+    radius = z.norm(dim=-1)
+    own = radius[::2].max()
+    assert radius[1::2].max() > 1.2 * own
+    assert radius[weights > 0].max() <= own
+    # Not that only the guide's own are left.
+    assert (weights[1::2] > 0).sum() > 1000
 
 
 class _Overflowing(FlowTransform):
