@@ -32,10 +32,10 @@ def fit_guide(
     by Adam with the path gradient, in rounds of some hundred steps. In each the step size decays by a cosine
     and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
-    Where the first round of an `AutoFlow` is bad, it is started elsewhere, too; a guide that is far even then
-    has one long round; and its last round is by the forward divergence, with draws chosen by their weights,
-    unless k-hat is low. Where it stays 0.5 or more there are some of these: a third of the steps is kept for
-    them.
+    Where the first round of an `AutoFlow` is bad, it is started elsewhere, too, if that promises more. Its
+    last round is by the forward divergence, with draws chosen by their weights, unless k-hat is low; where
+    that stays 0.5 or more there are some of these: a quarter of the steps is kept for them. A guide that is
+    far after its start has one long round by the bound and one by the forward divergence.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 
@@ -43,8 +43,7 @@ def fit_guide(
         model: The model. Its own parameters are fitted too.
         guide: The guide: an `AutoFlow`, or any other of Pyro's.
         args: What both are called with.
-        max_steps: The largest number of steps; twice as many where the first start is bad and there is
-            another one.
+        max_steps: The largest number of steps; half as many more where the first start is bad.
         num_particles: Number of draws of a step, by default 128, or 16 where the model does not broadcast.
         seed: Of the draws.
         objective: One of Pyro's ELBOs to use instead, `TraceMeanField_ELBO()`, say. The guide has to be one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,6 +14,8 @@ from torch.distributions import biject_to
 
 from pyroflows.infer.checks import check_latents, trace_once
 from pyroflows.infer.hierarchy import hierarchy
+from pyroflows.infer.noncentred import noncentred
+from pyroflows.infer.normals import Normal
 from pyroflows.infer.starts import INITS, Starts
 from pyroflows.infer.unconstrained import LogDensity
 from pyroflows.nets import MLP
@@ -33,6 +34,9 @@ from pyroflows.transforms import (
 )
 
 __all__ = ["AutoFlow", "guide_transform"]
+
+# Nats by which a start has to be better to be no luck of the draws.
+_BETTER = 0.3
 
 
 def guide_transform(
@@ -89,13 +93,14 @@ def guide_transform(
 class AutoFlow(AutoContinuous):
     r"""A guide for all continuous latent variables of a model: a flow in a whitened space.
 
-    .. math:: z \sim \mathcal{N}(0, I), \qquad u = m + S \left( \mu + L f(z) \right), \qquad
+    .. math:: z \sim \mathcal{N}(0, I), \qquad u = T \left( m + S (\mu + L f(z)) \right), \qquad
         \text{latents} = g(u)
 
     `g` maps the reals to the supports, `m` and `S` are the location and Cholesky factor that the start
     finds, and `\mu`, `L` and the flow `f` are learned. A posterior with standard deviations of 1e-3 and 1e3
-    is thus no harder than a unit one, and with the default flow the guide starts as a normal. The start is
-    made at the first call, with its arguments.
+    is thus no harder than a unit one. `T` is the identity, or undoes what a hierarchy's variables depend on
+    (their non-centred coordinates) where the start is better so; the default flow starts as the identity.
+    The start is made at the first call, with its arguments.
 
     Args:
         model: The model.
@@ -106,7 +111,8 @@ class AutoFlow(AutoContinuous):
         init: The start. `"laplace"`: the mode and the curvature there. `"mean_field"`: the best normal of
             independent elements. `"prior"`: the prior's moments. `"auto"`: of the normals along a way to
             the mode and the prior's the one of highest evidence lower bound, moved until its scores match
-            the model's; so from where `init_loc_fn` says and from zero, and the better of both.
+            the model's; so from where `init_loc_fn` says and from zero, of a hierarchy with and without `T`,
+            and the best of all.
         init_loc_fn: Where the search starts, as other autoguides'.
 
     Raises:
@@ -114,7 +120,8 @@ class AutoFlow(AutoContinuous):
             of a size that changes or in a subsampled plate, or a flow is not of its site's shape.
 
     Source: Hoffman et al. 2019, arXiv 1903.03704, section 3 (a flow as guide); Zhang et al. 2022,
-    "Pathfinder", arXiv 2108.03782, and Cai et al. 2024, "Batch and match", arXiv 2402.14758 (the start).
+    "Pathfinder", arXiv 2108.03782, and Cai et al. 2024, "Batch and match", arXiv 2402.14758 (the start);
+    Gorinova et al. 2020, "Automatic reparameterisation", arXiv 1906.03028 (`T`).
 
     Example:
         >>> import pyro
@@ -168,8 +175,14 @@ class AutoFlow(AutoContinuous):
 
     @property
     def affine(self) -> TriangularAffine:
-        """The last part of the transform, which whitens."""
-        return self.transform.transforms[-1]  # type: ignore[return-value]
+        """The part of the transform that whitens."""
+        return self.transform.transforms[1]  # type: ignore[return-value]
+
+    @property
+    def _coordinates(self) -> Chain | None:
+        """The part of the transform after that, if there is one."""
+        parts = self.transform.transforms
+        return parts[2] if len(parts) == 3 else None  # type: ignore[return-value]
 
     def get_base_dist(self) -> Any:
         zeros = torch.zeros_like(self.affine.fixed_loc)
@@ -222,30 +235,55 @@ class AutoFlow(AutoContinuous):
             loc = self._init_loc()
             self._levels = self._find_levels(args, kwargs)
             self.transform = Chain([self._flow(), TriangularAffine(self.latent_dim)]).to(loc)
-            self._start(self._init, *args, **kwargs)
+            self._start(args, kwargs)
         except BaseException:
             # A guide that could not be made is not one that has been made.
             self.prototype_trace = None
             raise
 
-    def _start(self, way: str, *args: Any, **kwargs: Any) -> None:
-        prior_draw = partial(self._prior_draw, *args, **kwargs)
-        starts = Starts(self.log_density(*args, **kwargs), self._init_loc(), prior_draw)
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found, self._elbo = self._find_start(self._init, args, kwargs)
+        # A start that was asked for is of the model as it is written.
+        if self._init == "auto":
+            other = noncentred(self.log_density(*args, **kwargs), self._levels, self._init_loc())
+            if other is not None:
+                found_there, elbo_there = self._find_start(self._init, args, kwargs, other)
+                if elbo_there > self._elbo:
+                    found, self._elbo = found_there, elbo_there
+                    self.transform = Chain([*self.transform.transforms, other])
+        self.affine.set_(found.loc, found.tril)
+
+    def _find_start(
+        self, way: str, args: tuple[Any, ...], kwargs: dict[str, Any], coordinates: Chain | None = None
+    ) -> tuple[Normal, float]:
+        """A normal from which the guide may start, in coordinates, and its evidence lower bound."""
+        log_density, loc = self.log_density(*args, **kwargs), self._init_loc()
+        if coordinates is not None:
+            log_density.coordinates, loc = coordinates, coordinates.inv(loc)
+
+        def prior_draw() -> Tensor:
+            latent = self._prior_draw(*args, **kwargs)
+            return latent if coordinates is None else coordinates.inv(latent)
+
+        starts = Starts(log_density, loc, prior_draw)
         # A guide may be called first where no gradients are wanted, but the start takes some.
         with torch.enable_grad():
             found = getattr(starts, way)()
-        self.affine.set_(found.loc, found.tril)
+        return found, starts.elbo(found)
 
-    def start_elsewhere(self, *args: Any, **kwargs: Any) -> bool:
+    def start_elsewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any], only_better: bool) -> bool:
         """Begin again from another start, if that is left to the guide; whether it is.
 
-        The flow is made anew, unless it was given for a site.
+        The flow is made anew, unless it was given for a site. If asked to, it is left as it is where the
+        other start is not better than the first was.
         """
         if self._init != "auto" or isinstance(self._transform_fn, Mapping):
             return False
-        fresh = Chain([self._flow(), TriangularAffine(self.latent_dim)])
-        self.transform.load_state_dict(fresh.state_dict())
-        self._start("elsewhere", *args, **kwargs)
+        found, elbo = self._find_start("elsewhere", args, kwargs, self._coordinates)
+        if only_better and elbo < self._elbo + _BETTER:
+            return False
+        self.transform.transforms[0].load_state_dict(self._flow().state_dict())
+        self.affine.set_(found.loc, found.tril)
         return True
 
     def _flow(self) -> FlowTransform:

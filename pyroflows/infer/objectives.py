@@ -59,8 +59,8 @@ class Objective:
         """`log p(x, z) - log q(z)` of `n` draws, in nats."""
         raise NotImplementedError
 
-    def start_elsewhere(self) -> bool:
-        """Begin again from another start; whether there is one."""
+    def start_elsewhere(self, only_better: bool) -> bool:
+        """Begin again from another start, if there is one (and it promises more); whether it is so."""
         return False
 
     def state(self) -> list[Tensor]:
@@ -150,8 +150,8 @@ class FlowObjective(Objective):
         self.forward_lr = None if self.learns_model else 2e-3
         self._forward_steps = 0
 
-    def start_elsewhere(self) -> bool:
-        return self.guide.start_elsewhere(*self.args, **self.kwargs)
+    def start_elsewhere(self, only_better: bool) -> bool:
+        return self.guide.start_elsewhere(self.args, self.kwargs, only_better)
 
     def state(self) -> list[Tensor]:
         # Where it starts is in buffers.

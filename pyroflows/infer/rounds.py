@@ -108,8 +108,8 @@ class Rounds:
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done = best.gap < _CLOSE and not learns_model
-        steps = _MORE if best.gap < _FAR else _STEPS
-        kept = self.max_steps // 3 if self.mends else 0
+        kept = self.max_steps // 4 if self.mends else 0
+        steps = self._steps(best, self._left - kept if self.mends else _STEPS)
         # A round that is cut short gains nothing.
         while not done and self._left - kept >= steps // 2:
             self._restore(best)
@@ -119,8 +119,7 @@ class Rounds:
                 break
             gained = state.robust - best.robust
             best = max(best, state, key=lambda state: state.robust)
-            # One long decay goes further than short ones.
-            steps = _MORE if best.gap < _FAR else max(self._left - kept, _MORE)
+            steps = self._steps(best, self._left - kept)
             # Of a model's own parameters little of the bound may still be much.
             little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
             # Weights are of use where the guide is near.
@@ -131,9 +130,10 @@ class Rounds:
     def _by_mass(self, best: _State, done: bool) -> tuple[_State, bool]:
         """The same after a round by the forward divergence, or more of them where k-hat is not good then."""
         self._restore(best)
+        steps = self._steps(best, self._left)
         while self._left >= _MORE // 2:
             try:
-                state = self._round(_MORE, forward=True)
+                state = self._round(steps, forward=True)
             except FloatingPointError:
                 break
             # It may cost some of the bound, which is why that does not judge here; and k-hat is too rough to
@@ -143,27 +143,36 @@ class Rounds:
                 break
         return best, done and best.khat < _GOOD
 
+    @staticmethod
+    def _steps(state: _State, where_far: int) -> int:
+        """Of the next round: one long decay goes further than short ones where there is far to go."""
+        return _MORE if state.gap < _FAR else max(where_far, _MORE)
+
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""
         try:
             state = self._round(_STEPS)
         except FloatingPointError:
-            if not self._start_elsewhere():
+            if not self._start_elsewhere(only_better=False):
                 raise
             return self._round(_STEPS)
-        if not (state.far and self._start_elsewhere()):
+        if not (state.far and self._start_elsewhere(only_better=True)):
             return state
         try:
             return max(state, self._round(_STEPS), key=lambda state: state.robust)
         except FloatingPointError:
             return state
 
-    def _start_elsewhere(self) -> bool:
-        if not (self._left and self.target.start_elsewhere()):
+    def _start_elsewhere(self, only_better: bool) -> bool:
+        if not self._left:
             return False
-        self.bar.total += self.max_steps
-        self.max_steps *= 2
-        return True
+        started = self.target.start_elsewhere(only_better)
+        # A flow has a long way to go then, even if no other start is better; another guide may be at its end.
+        if started or self.mends:
+            more = self.max_steps // 2
+            self.bar.total += more
+            self.max_steps += more
+        return started
 
     @property
     def _left(self) -> int:

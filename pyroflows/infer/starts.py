@@ -80,7 +80,11 @@ class Starts:
             best = self._best(begin, prior)
             found += [best, *batch_and_match(self.many, best, self.matching_steps, self.batch)]
         # By more draws, so that the luck of a few does not choose.
-        return max(found, key=lambda normal: elbo_of(self.many, normal, 10 * self.draws))
+        return max(found, key=self.elbo)
+
+    def elbo(self, normal: Normal) -> float:
+        """The evidence lower bound of a normal, in nats, by enough draws to tell ways from each other."""
+        return elbo_of(self.many, normal, 10 * self.draws)
 
     def _best(self, loc: Tensor, prior: Normal) -> Normal:
         """Of the prior and the normals along the way to the mode and around its begin, the highest ELBO's."""

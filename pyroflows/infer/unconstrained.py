@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
 from pyroflows.infer.diagnostics import plate_nesting
 
@@ -28,7 +28,8 @@ class LogDensity:
     .. math:: \log p(x, g(u)) + \log \left| \det \frac{\partial g}{\partial u} \right| \text{ (nats)}
 
     With `g` the bijection from reals to the supports, `biject_to`. Learnable parameters of the model are
-    those in Pyro's param store; `parameters` names those that the last call used.
+    those in Pyro's param store; `parameters` names those that the last call used. Other `coordinates` of the
+    vector may be given, a transform to `u`, whose ladj is then added.
 
     Args:
         model: The model.
@@ -52,8 +53,15 @@ class LogDensity:
         self.model, self.unpack, self.args, self.kwargs = model, unpack, args, kwargs or {}
         self.nesting = plate_nesting(prototype)
         self.parameters: list[Tensor] = []
+        self.coordinates: Transform | None = None
 
     def __call__(self, u: Tensor) -> Tensor:
+        if self.coordinates is None:
+            return self._of_unconstrained(u)
+        v, u = u, self.coordinates(u)
+        return self._of_unconstrained(u) + self.coordinates.log_abs_det_jacobian(v, u)
+
+    def _of_unconstrained(self, u: Tensor) -> Tensor:
         if u.dim() == 1:
             values, ladj = self._values(u, ())
             return self._trace(values).log_prob_sum() + ladj
@@ -93,6 +101,12 @@ class LogDensity:
         # A subsample is drawn anew for each; that they have one value each is all that can be asked.
         tolerance = 1e-3 * (1 + alone[finite].abs().max().item())
         return torch.allclose(together, alone, rtol=0, atol=tolerance, equal_nan=True)
+
+    def sites(self, u: Tensor) -> list[Any]:
+        """Pyro's messages of the latent sites, at `u` of shape `(D,)`."""
+        values, _ = self._values(u, ())
+        trace = self._trace(values)
+        return [trace.nodes[name] for name in values]
 
     def _values(self, u: Tensor, batch: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
         values, total = {}, u.new_zeros(batch)

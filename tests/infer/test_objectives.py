@@ -170,11 +170,22 @@ def test_another_start_is_elsewhere_with_a_fresh_flow() -> None:
     torch.manual_seed(0)
     found = []
     while len(found) < 5 and not any(found):
-        assert target.start_elsewhere()
+        assert target.start_elsewhere(only_better=False)
         found.append((guide.affine.fixed_loc - 1.5).abs().max() < 0.2)
     assert any(found)
     assert guide.affine.loc.abs().max() == 0
     tails: Any = guide.transform.transforms[0].transforms[0]
     assert tails.skewness.abs().max() == 0
     # A start that was asked for is not left.
-    assert not FlowObjective(AutoFlow(two_modes, init="laplace"), (), {}).start_elsewhere()
+    asked = FlowObjective(AutoFlow(two_modes, init="laplace"), (), {})
+    assert not asked.start_elsewhere(only_better=False)
+
+
+def test_another_start_that_is_not_better_leaves_the_guide_as_it_is() -> None:
+    """Of the conjugate model the first start is the posterior: there is nothing better."""
+    target = FlowObjective(AutoFlow(conjugate), (), {})
+    before = [tensor.clone() for tensor in target.state()]
+    assert not target.start_elsewhere(only_better=True)
+    for tensor, value in zip(target.state(), before, strict=True):
+        assert torch.equal(tensor, value)
+    assert target.start_elsewhere(only_better=False)
