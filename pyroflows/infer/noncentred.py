@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
 from pyroflows.infer.unconstrained import LogDensity, can_fail
 from pyroflows.transforms import AffineMap, Chain, Coupling, Positions
@@ -109,6 +110,8 @@ def _locations_and_log_scales(log_density: LogDensity, point: Tensor) -> Tensor:
         if isinstance(prior, _LOCATED):
             both = torch.stack([prior.loc.expand(shape), prior.scale.log().expand(shape)])
         else:
+            # A simplex, say, has fewer unconstrained elements.
+            shape = biject_to(prior.support).inverse_shape(shape)
             both = point.new_full((2, *shape), torch.nan)
         parts.append(both.reshape(2, -1))
     return torch.cat(parts, 1)

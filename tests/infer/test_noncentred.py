@@ -56,6 +56,13 @@ def in_another_order() -> None:
     pyro.sample("y", dist.Normal((a + b)[..., None], torch.ones(2)).to_event(1))
 
 
+def beside_a_simplex() -> None:
+    """Which has an element less when it is unconstrained."""
+    pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(mean[..., None], torch.ones(2)).to_event(1))
+
+
 def with_curved_mean() -> None:
     """The mean stays as it is, the scale does not."""
     v = pyro.sample("v", dist.Normal(0.0, 1.0))
@@ -83,6 +90,11 @@ def _map_in_another_order(v: Tensor) -> Tensor:
     return torch.cat([a, x + a, b, y + a + b], -1)
 
 
+def _map_beside_a_simplex(v: Tensor) -> Tensor:
+    weights, mean, x = v.split([2, 1, 2], -1)
+    return torch.cat([weights, mean, mean + x], -1)
+
+
 MAPS: dict[Any, Any] = {
     funnel: lambda v: torch.cat([v[..., :1], (v[..., :1] / 2).exp() * v[..., 1:]], -1),
     of_mean_and_scale: _map_of_means,
@@ -90,6 +102,7 @@ MAPS: dict[Any, Any] = {
     of_coefficients: _map_of_coefficients,
     of_three_levels: _map_of_three_levels,
     in_another_order: _map_in_another_order,
+    beside_a_simplex: _map_beside_a_simplex,
     with_curved_mean: lambda v: torch.stack([v[..., 0], v[..., 0].exp() * v[..., 1]], -1),
 }
 
