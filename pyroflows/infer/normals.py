@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import pyro
 import torch
@@ -137,67 +137,87 @@ def _value(log_density: Density, point: Tensor) -> float:
     return value if math.isfinite(value) else -math.inf
 
 
-def batch_and_match(log_density: Density, start: Normal, max_steps: int, batch: int) -> list[Normal]:
-    r"""The way to the normal whose scores match the density's, by closed-form updates from draws.
+def batch_and_match(
+    log_density: Density, starts: Sequence[Normal], max_steps: int, batch: int
+) -> list[Normal]:
+    r"""Ways to the normal whose scores match the density's, by closed-form updates from draws.
 
     .. math:: q_{t+1} = \arg\min_q \mathbb{E}_{z \sim q_t} \| \nabla \log q(z) - \nabla \log p(z)
         \|^2_{\Sigma_q} + \tfrac{2}{\lambda_t} \mathrm{KL}(q_t \| q), \qquad \lambda_t = a_t \frac{B D}{t}
 
     It has no step size to tune: where a step leads to log weights that are clearly smaller, it is made again
     from the same draws with a quarter of the rate, as far from a normal the paper's own (`a_t = 1`) diverges.
-    It ends where the log weights grow no more; of every hundred steps the last normal is given.
+    A way ends where the log weights grow no more; of every hundred of its steps the last normal is given. The
+    density is taken of the draws of all ways at once.
 
     Source: Cai et al. 2024, "Batch and match: black-box variational inference with a score-based
     divergence", arXiv 2402.14758, eq. 8 to 11.
     """
-    path: list[Normal] = []
-    middles: list[float] = []
-    normal, held, factor, taken = Normal(start.loc.double(), start.tril.double()), None, 1.0, 0
+    like = starts[0].loc
+    ways = [_Way(Normal(start.loc.double(), start.tril.double())) for start in starts]
     for step in range(1, max_steps + 1):
-        scored = _Scored.of(log_density, normal, batch, start.loc)
-        if len(scored.z) < 2 and held is None:
-            normal = Normal(normal.loc, normal.tril / 2)
-            continue
+        going = [way for way in ways if not way.ended]
+        if not going:
+            break
+        draws = [way.normal.sample(batch) for way in going]
+        for way, z, (value, score) in zip(
+            going, draws, _values_and_scores(log_density, draws, like), strict=True
+        ):
+            way.take(_Scored.of(way.normal, z, value, score), look=step % _WINDOW == 0 or step == max_steps)
+    return [normal.to(like) for way in ways for normal in way.path]
+
+
+@dataclass
+class _Way:
+    """One way of `batch_and_match`: the normal to draw from next, and the last one that was not worse."""
+
+    normal: Normal
+    held: _Scored | None = None
+    factor: float = 1.0
+    taken: int = 0
+    middles: list[float] = field(default_factory=list)
+    path: list[Normal] = field(default_factory=list)
+    ended: bool = False
+
+    def take(self, scored: _Scored, look: bool) -> None:
+        """A step, from draws of the normal; a look at whether there was any gain."""
+        if len(scored.z) < 2 and self.held is None:
+            self.normal = Normal(self.normal.loc, self.normal.tril / 2)
+            return
         # Of two errors of that size, but where the new normal is far off its own would excuse it.
-        if held is None or scored.middle > held.middle - 3 * held.error:
-            held, factor, taken = scored, min(1.5 * factor, 1.0), taken + 1
+        if self.held is None or scored.middle > self.held.middle - 3 * self.held.error:
+            self.held, self.factor, self.taken = scored, min(1.5 * self.factor, 1.0), self.taken + 1
         else:
-            factor /= 4
-        middles.append(held.middle)
-        if step % _WINDOW == 0 or step == max_steps:
-            path.append(held.normal.to(start.loc))
-            before, last = middles[-2 * _WINDOW : -_WINDOW], middles[-_WINDOW:]
-            if before and sum(last) / len(last) - sum(before) / len(before) < _GAIN:
-                break
-        normal = held.matched(factor * batch * len(start.loc) / taken)
-    return path
+            self.factor /= 4
+        self.middles.append(self.held.middle)
+        if look:
+            self.path.append(self.held.normal)
+            before, last = self.middles[-2 * _WINDOW : -_WINDOW], self.middles[-_WINDOW:]
+            self.ended = bool(before) and sum(last) / len(last) - sum(before) / len(before) < _GAIN
+        self.normal = self.held.matched(self.factor * scored.size / self.taken)
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """Draws `(B, D)` of a normal and a density's scores there, and the median of its log weights."""
+    """Those of draws `(B, D)` of a normal with finite scores, and the median of the draws' log weights."""
 
     normal: Normal
     z: Tensor
     score: Tensor
+    size: int
     middle: float
     error: float
 
     @staticmethod
-    def of(log_density: Density, normal: Normal, n: int, like: Tensor) -> _Scored:
-        z = normal.sample(n)
+    def of(normal: Normal, z: Tensor, value: Tensor, score: Tensor) -> _Scored:
         noise = torch.linalg.solve_triangular(normal.tril, (z - normal.loc).T, upper=False)
-        try:
-            value, score = (tensor.double() for tensor in _value_and_score(log_density, z.to(like)))
-        except can_fail:
-            value, score = torch.full((n,), math.nan).to(z), torch.zeros_like(z)
         log_weights = value + 0.5 * noise.square().sum(0) + normal.tril.diagonal().log().sum()
         kept = log_weights.isfinite() & score.isfinite().all(-1)
         log_weights = log_weights.where(kept, -math.inf)
         # Of quartiles and the median, which a few draws far out do not move.
         low, middle, high = log_weights.quantile(_QUARTILES.to(z), interpolation="nearest").tolist()
-        error = 1.25 * (high - low) / 1.35 / math.sqrt(n) if math.isfinite(low) else 0.0
-        return _Scored(normal, z[kept], score[kept], middle, error)
+        error = 1.25 * (high - low) / 1.35 / math.sqrt(len(z)) if math.isfinite(low) else 0.0
+        return _Scored(normal, z[kept], score[kept], z.numel(), middle, error)
 
     def matched(self, rate: float) -> Normal:
         """The closest normal to this one that matches the scores, the closer the smaller the rate."""
@@ -240,10 +260,21 @@ def mean_field(log_density: Density, start: Normal, steps: int, batch: int, lr: 
     return Normal(loc, (unit * log_scale.detach().exp()).diag())
 
 
-def _value_and_score(log_density: Density, z: Tensor) -> tuple[Tensor, Tensor]:
-    z = z.detach().requires_grad_()
-    value = log_density(z)
-    return value.detach(), torch.autograd.grad(value.sum(), z)[0]
+def _values_and_scores(
+    log_density: Density, draws: Sequence[Tensor], like: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """The log densities of each of some sets of draws `(B, D)` and their gradients, or what is not finite."""
+    z = torch.cat(list(draws)).to(like).requires_grad_()
+    try:
+        value = log_density(z)
+        (score,) = torch.autograd.grad(value.sum(), z)
+    except can_fail:
+        if len(draws) > 1:
+            return [found for each in draws for found in _values_and_scores(log_density, [each], like)]
+        value, score = torch.full_like(z[:, 0], math.nan), torch.zeros_like(z)
+    sizes = [len(each) for each in draws]
+    of_each = zip(value.detach().double().split(sizes), score.double().split(sizes), strict=True)
+    return list(of_each)
 
 
 def _covariance(rows: Tensor) -> Tensor:

@@ -74,13 +74,12 @@ class Starts:
     def _best_of_ways(self, *begins: Tensor) -> Normal:
         if len(self.loc) > _LARGEST_HESSIAN:
             return self.mean_field()
-        prior, found = self.prior(), []
-        for begin in begins:
-            # Only at its end can one way be told from another: halfway, they differ less than by luck.
-            best = self._best(begin, prior)
-            found += [best, *batch_and_match(self.many, best, self.matching_steps, self.batch)]
+        prior = self.prior()
+        bests = [self._best(begin, prior) for begin in begins]
+        # Only at its end can one way be told from another: halfway, they differ less than by luck.
+        ways = batch_and_match(self.many, bests, self.matching_steps, self.batch)
         # By more draws, so that the luck of a few does not choose.
-        return max(found, key=self.elbo)
+        return max([*bests, *ways], key=self.elbo)
 
     def elbo(self, normal: Normal) -> float:
         """The evidence lower bound of a normal, in nats, by enough draws to tell ways from each other."""

@@ -49,12 +49,34 @@ def test_a_way_without_a_mode_ends() -> None:
 
 def test_scores_of_a_normal_are_matched_by_that_normal() -> None:
     torch.manual_seed(0)
-    found = batch_and_match(TARGET.log_prob, _off(), max_steps=150, batch=32)[-1]
+    found = batch_and_match(TARGET.log_prob, [_off()], max_steps=150, batch=32)[-1]
     # A normal's scores can be matched exactly, so no Monte Carlo error is left.
     torch.testing.assert_close((found.loc - LOC) / SDS, torch.zeros(3).double(), atol=1e-2, rtol=0)
     torch.testing.assert_close(
         (found.tril @ found.tril.T) / SDS / SDS[:, None], CORRELATION, atol=2e-2, rtol=0
     )
+
+
+def test_ways_are_gone_together() -> None:
+    """Each density call is of the draws of both; where it breaks at one way's draws, the other goes on."""
+    sizes = []
+
+    def log_density(u: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(u))
+        if (u > 1e6).any():
+            raise ValueError("too far")
+        return TARGET.log_prob(u)
+
+    torch.manual_seed(0)
+    off = _off()
+    found = batch_and_match(log_density, [off, Normal(off.loc + 1e7, off.tril)], max_steps=150, batch=32)
+    # Together and then each alone. The way that leads nowhere has no normal, and goes on to its end.
+    assert sizes[:3] == [64, 32, 32]
+    assert len(found) == 2
+    torch.testing.assert_close((found[-1].loc - LOC) / SDS, torch.zeros(3).double(), atol=1e-2, rtol=0)
+    sizes.clear()
+    batch_and_match(log_density, [off, off], max_steps=150, batch=32)
+    assert sizes == [64] * 150
 
 
 def test_where_the_papers_rate_diverges_smaller_steps_find_the_normal() -> None:
@@ -75,10 +97,10 @@ def test_where_the_papers_rate_diverges_smaller_steps_find_the_normal() -> None:
 
     mode = find_mode(log_density, torch.zeros(2 * size).double())[-1]
     torch.manual_seed(1)
-    near = batch_and_match(log_density, mode, max_steps=1000, batch=32)[-1]
+    near = batch_and_match(log_density, [mode], max_steps=1000, batch=32)[-1]
     wide = Normal(mode.loc, 10 * mode.tril)
     torch.manual_seed(1)
-    far = batch_and_match(log_density, wide, max_steps=1000, batch=32)[-1]
+    far = batch_and_match(log_density, [wide], max_steps=1000, batch=32)[-1]
     assert elbo_of(log_density, wide, 2000) < -1e6
     assert elbo_of(log_density, far, 2000) == pytest.approx(elbo_of(log_density, near, 2000), abs=0.5)
 
