@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch.distributions import biject_to
 
 from pyroflows.infer.diagnostics import latent_names
+from pyroflows.infer.validation import unvalidated
 
 __all__ = ["check_latents", "trace_once"]
 
@@ -75,5 +75,5 @@ def trace_once(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
 
     A draw of a wide prior may be where a later scale underflows to zero, which says nothing of the model.
     """
-    with torch.no_grad(), poutine.block(), pyro.validation_enabled(False):
+    with torch.no_grad(), poutine.block(), unvalidated():
         return poutine.trace(model).get_trace(*args, **kwargs)

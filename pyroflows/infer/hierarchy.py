@@ -9,6 +9,8 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
 
+from pyroflows.infer.validation import unvalidated
+
 __all__ = ["hierarchy"]
 
 # From this depth on all variables share a level: a chain of a thousand is no hierarchy.
@@ -40,7 +42,7 @@ def hierarchy(
     """
     parents: Any = {}
     try:
-        with poutine.block():
+        with poutine.block(), unvalidated():
             parents = get_dependencies(model, args, kwargs)["prior_dependencies"]
     except Exception:
         # Not every operation of a model can be followed: the shapes alone have to tell.

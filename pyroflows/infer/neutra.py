@@ -18,6 +18,7 @@ from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
 from pyroflows.infer.diagnostics import check_takes_all, latent_names
+from pyroflows.infer.validation import unvalidated
 
 __all__ = ["NeuTraDraws", "neutra_nuts"]
 
@@ -185,7 +186,7 @@ class _Warped:
             ) from error
 
     def _check(self) -> None:
-        with torch.no_grad(), pyro.validation_enabled(False):
+        with torch.no_grad(), unvalidated():
             trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         check_takes_all("neutra_nuts", trace)
         free = [name for name in latent_names(trace) if not trace.nodes[name]["fn"].has_enumerate_support]
@@ -227,7 +228,7 @@ class _Warped:
 
     def _start(self) -> dict[str, Tensor]:
         """A draw of the guide at which the model has a density."""
-        with torch.no_grad(), pyro.validation_enabled(False):
+        with torch.no_grad(), unvalidated():
             for _ in range(_STARTS):
                 start = {self.latent: self.base.sample()}
                 if self.potential(start).isfinite():
@@ -241,7 +242,7 @@ class _Warped:
         """The model's own variables at `latents`, `(n, D)`."""
         values: dict[str, list[Tensor]] = {name: [] for name in self.names}
         # By the model, and not by the guide's prototype: a variable's support may depend on other variables.
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), poutine.mask(mask=False):
+        with torch.no_grad(), unvalidated(), poutine.block(), poutine.mask(mask=False):
             for latent in latents:
                 conditioned = poutine.condition(self.model, {self.latent: latent})
                 nodes: Any = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs).nodes

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import pyro
 import torch
 from torch import Tensor
 
 from pyroflows.infer.unconstrained import can_fail
+from pyroflows.infer.validation import unvalidated
 
 __all__ = ["Normal", "batch_and_match", "elbo_of", "find_mode", "mean_field"]
 
@@ -286,7 +286,7 @@ def without_validation(log_density: Density) -> Density:
     """A density that gives what is not finite, instead of an error, outside of a support."""
 
     def evaluate(u: Tensor) -> Tensor:
-        with pyro.validation_enabled(False):
+        with unvalidated():
             return log_density(u)
 
     return evaluate

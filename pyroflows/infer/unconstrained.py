@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyroflows.infer.diagnostics import plate_nesting
+from pyroflows.infer.validation import unvalidated
 
 __all__ = ["LogDensity", "can_fail", "learned"]
 
@@ -87,7 +87,7 @@ class LogDensity:
         """Whether the model gives each of the rows `(n, D)` at once what it gives it alone."""
         seed = int(torch.randint(2**31, ()))
         try:
-            with torch.no_grad(), torch.random.fork_rng(), pyro.validation_enabled(False):
+            with torch.no_grad(), torch.random.fork_rng(), unvalidated():
                 torch.manual_seed(seed)
                 together = self(u)
                 torch.manual_seed(seed)
