@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from torch.distributions import biject_to
 
 from pyroflows.infer.diagnostics import latent_names
+from pyroflows.infer.flat import FlatPriors
 from pyroflows.infer.validation import unvalidated
 
 __all__ = ["check_latents", "trace_once"]
@@ -75,5 +76,5 @@ def trace_once(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Trace:
 
     A draw of a wide prior may be where a later scale underflows to zero, which says nothing of the model.
     """
-    with torch.no_grad(), poutine.block(), unvalidated():
+    with torch.no_grad(), poutine.block(), unvalidated(), FlatPriors():
         return poutine.trace(model).get_trace(*args, **kwargs)

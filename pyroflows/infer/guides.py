@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 
 from pyroflows.infer.checks import check_latents, trace_once
+from pyroflows.infer.flat import init_flat
 from pyroflows.infer.hierarchy import hierarchy
 from pyroflows.infer.noncentred import noncentred
 from pyroflows.infer.normals import Normal
@@ -113,7 +115,8 @@ class AutoFlow(AutoContinuous):
             the mode and the prior's the one of highest evidence lower bound, moved until its scores match
             the model's; so from where `init_loc_fn` says and from zero, of a hierarchy with and without `T`,
             and the best of all.
-        init_loc_fn: Where the search starts, as other autoguides'.
+        init_loc_fn: Where the search starts, as other autoguides'; of a flat prior (`ImproperUniform`), which
+            most of them can't take a value from, at zero on the reals.
 
     Raises:
         ValueError: There is no such start, a latent variable is discrete, of a support without a bijection,
@@ -143,7 +146,7 @@ class AutoFlow(AutoContinuous):
     ) -> None:
         if init not in INITS:
             raise ValueError(f"AutoFlow expected init to be one of {INITS}, got {init!r}")
-        super().__init__(model, init_loc_fn=init_loc_fn)
+        super().__init__(model, init_loc_fn=partial(init_flat, init_loc_fn=init_loc_fn))
         # Not the one with initial values in it, which it would make anew at each call.
         self._given_model = (model,)
         self._transform_fn = transform_fn

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
 
+from pyroflows.infer.flat import FlatPriors
 from pyroflows.infer.validation import unvalidated
 
 __all__ = ["hierarchy"]
@@ -42,7 +43,7 @@ def hierarchy(
     """
     parents: Any = {}
     try:
-        with poutine.block(), unvalidated():
+        with poutine.block(), unvalidated(), FlatPriors():
             parents = get_dependencies(model, args, kwargs)["prior_dependencies"]
     except Exception:
         # Not every operation of a model can be followed: the shapes alone have to tell.

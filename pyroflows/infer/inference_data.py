@@ -16,6 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyroflows._extras import needs_fit_extra
+from pyroflows.infer.checks import trace_once
 from pyroflows.infer.diagnostics import (
     Traces,
     check_takes_all,
@@ -147,7 +148,7 @@ def _trace_given(
     vectorize: bool,
 ) -> Traces:
     """The traces of a model at given draws."""
-    names = latent_names(poutine.trace(model).get_trace(*args, **kwargs))
+    names = latent_names(trace_once(model, *args, **kwargs))
     missing = [name for name in names if name not in draws]
     lengths = sorted({len(draws[name]) for name in names if name not in missing})
     if missing or len(lengths) != 1 or lengths[0] < 2:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide import AutoContinuous, init_to_uniform
 from pyro.infer.mcmc.util import initialize_model
 from pyro.infer.reparam import NeuTraReparam
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
+from pyroflows.infer.checks import trace_once
 from pyroflows.infer.diagnostics import check_takes_all, latent_names
+from pyroflows.infer.flat import init_flat
 from pyroflows.infer.validation import unvalidated
 
 __all__ = ["NeuTraDraws", "neutra_nuts"]
@@ -176,7 +179,11 @@ class _Warped:
         start = {self.latent: self.base.sample()}
         try:
             _, self.potential, self.transforms, _ = initialize_model(
-                self.model, args, kwargs, initial_params=start
+                self.model,
+                args,
+                kwargs,
+                initial_params=start,
+                init_strategy=partial(init_flat, init_loc_fn=init_to_uniform),
             )
         except AssertionError as error:
             # Pyro's, without a word: of a discrete variable's values each would have its own draw.
@@ -186,8 +193,7 @@ class _Warped:
             ) from error
 
     def _check(self) -> None:
-        with torch.no_grad(), unvalidated():
-            trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
+        trace: Any = trace_once(self.model, *self.args, **self.kwargs)
         check_takes_all("neutra_nuts", trace)
         free = [name for name in latent_names(trace) if not trace.nodes[name]["fn"].has_enumerate_support]
         if free != [self.latent]:
