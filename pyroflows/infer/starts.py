@@ -38,9 +38,9 @@ class Starts:
         near = (_around(begin, 0.1).sample(3) for begin in (loc, torch.zeros_like(loc)))
         together = any(log_density.broadcasts(draws) for draws in near)
         self.many = without_validation(log_density if together else log_density.one_by_one)
-        # One by one, draws are dear.
-        self.draws, self.batch = (100, 32) if together else (10, 8)
-        self.matching_steps, self.ascent_steps = (1000, 450) if together else (50, 150)
+        # One by one, draws are dear; together, many cost little more than few and make steps worth more.
+        self.draws, self.batch = (100, 128) if together else (10, 8)
+        self.matching_steps, self.ascent_steps = (500, 450) if together else (50, 150)
 
     def laplace(self) -> Normal:
         path = self._path(self.loc, max_steps=200)

@@ -368,7 +368,7 @@ def test_that_a_model_broadcasts_is_seen_where_the_search_begins_without_density
     far = torch.tensor([-200.0])
     starts = Starts(guide.log_density(), far, lambda: far)
     # Of models that do not broadcast the draws are fewer.
-    assert starts.batch == 32
+    assert starts.batch == 128
 
 
 def test_a_start_where_the_density_overflows_begins_nearer_to_zero() -> None:
