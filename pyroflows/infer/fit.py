@@ -18,7 +18,7 @@ def fit_guide(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    max_steps: int = 2200,
+    max_steps: int = 2000,
     num_particles: int | None = None,
     seed: int = 0,
     objective: Any = None,
