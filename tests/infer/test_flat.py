@@ -49,6 +49,7 @@ def test_a_fit_is_the_posterior_of_flat_priors() -> None:
     assert (scale.std().log() - math.log(scale_sd)).abs() < 0.1
 
 
+@pytest.mark.filterwarnings("error:.*does not commute with initialization")
 def test_what_comes_after_takes_them() -> None:
     guide = AutoFlow(_model, init="laplace")
     fit_guide(_model, guide, max_steps=20, progress_bar=False)
