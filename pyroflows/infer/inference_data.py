@@ -16,7 +16,6 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.infer.checks import trace_once
 from pyroflows.infer.diagnostics import (
     Traces,
     check_takes_all,
@@ -25,6 +24,7 @@ from pyroflows.infer.diagnostics import (
     plate_nesting,
     trace_draws,
 )
+from pyroflows.infer.flat import FlatPriors
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -148,7 +148,7 @@ def _trace_given(
     vectorize: bool,
 ) -> Traces:
     """The traces of a model at given draws."""
-    names = latent_names(trace_once(model, *args, **kwargs))
+    names = latent_names(poutine.trace(FlatPriors()(model)).get_trace(*args, **kwargs))
     missing = [name for name in names if name not in draws]
     lengths = sorted({len(draws[name]) for name in names if name not in missing})
     if missing or len(lengths) != 1 or lengths[0] < 2:

@@ -18,7 +18,6 @@ from pyro.infer.reparam import NeuTraReparam
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor
 
-from pyroflows.infer.checks import trace_once
 from pyroflows.infer.diagnostics import check_takes_all, latent_names
 from pyroflows.infer.flat import init_flat
 from pyroflows.infer.validation import unvalidated
@@ -193,7 +192,8 @@ class _Warped:
             ) from error
 
     def _check(self) -> None:
-        trace: Any = trace_once(self.model, *self.args, **self.kwargs)
+        with torch.no_grad(), unvalidated():
+            trace = poutine.trace(self.model).get_trace(*self.args, **self.kwargs)
         check_takes_all("neutra_nuts", trace)
         free = [name for name in latent_names(trace) if not trace.nodes[name]["fn"].has_enumerate_support]
         if free != [self.latent]:

@@ -152,6 +152,19 @@ def test_of_given_draws(vectorize: bool) -> None:
     torch.testing.assert_close(lp, _values(of_guide, "sample_stats", "lp")[0])
 
 
+def test_a_handler_of_the_caller_is_seen() -> None:
+    """Which here leaves one latent variable of two."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Normal(z, 1.0))
+
+    with poutine.condition(data={"w": torch.tensor(0.5)}):
+        data = to_inference_data(model, {"z": torch.randn(5)})
+    assert list(data.posterior) == ["z"]
+    assert list(data.observed_data) == ["w"]
+
+
 def test_dimensions_have_the_names_of_plates() -> None:
     def model() -> None:
         with pyro.plate("rows", 2):

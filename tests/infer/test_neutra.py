@@ -148,6 +148,21 @@ def test_guide_of_arguments() -> None:
     _has_mean(draws, (draws.samples["z"] - 1.5) ** 2, 0.5)
 
 
+def test_a_handler_of_the_caller_is_seen() -> None:
+    """Which here leaves one latent variable of two, as the guide was made for."""
+
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("w", dist.Normal(z, 1.0))
+
+    given = {"w": torch.tensor(0.5)}
+    guide = AutoMultivariateNormal(poutine.condition(model, given))
+    guide()
+    with poutine.condition(data=given):
+        draws = neutra_nuts(model, guide, num_samples=2, warmup_steps=2, progress_bar=False)
+    assert list(draws.samples) == ["z"]
+
+
 def test_gradients_and_divergences_are_counted() -> None:
     guide = AutoMultivariateNormal(_normal)
     counts = {"num_samples": 20, "warmup_steps": 10, "num_chains": 2, "seed": 0, "progress_bar": False}
