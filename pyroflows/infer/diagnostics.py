@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.importance import vectorized_importance_weights
@@ -244,6 +245,13 @@ def plate_nesting(trace: Trace) -> int:
 
 def _frames(trace: Trace) -> list[Any]:
     return [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+
+
+def innermost(distribution: Any) -> Any:
+    """The distribution within those that only declare events or mask."""
+    while isinstance(distribution, dist.Independent | dist.MaskedDistribution):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def check_takes_all(what: str, trace: Trace) -> None:

@@ -11,6 +11,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyroflows.infer.diagnostics import innermost
+
 __all__ = ["FlatPriors", "init_flat"]
 
 
@@ -46,9 +48,7 @@ def init_flat(site: Any, init_loc_fn: Callable[[Any], Tensor]) -> Tensor:
 
 
 def _is_flat(prior: Any) -> bool:
-    while isinstance(prior, dist.Independent | dist.MaskedDistribution):
-        prior = prior.base_dist
-    return isinstance(prior, dist.ImproperUniform)
+    return isinstance(innermost(prior), dist.ImproperUniform)
 
 
 def _zeros(prior: Any) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
+from pyroflows.infer.diagnostics import innermost
 from pyroflows.infer.unconstrained import LogDensity, can_fail
 from pyroflows.transforms import AffineMap, Chain, Coupling, Positions
 
@@ -103,10 +103,7 @@ def _locations_and_log_scales(log_density: LogDensity, point: Tensor) -> Tensor:
     """Of each element's prior, given the others, `(2, D)`; not a number where it is of another kind."""
     parts = []
     for site in log_density.sites(point):
-        prior: Any = site["fn"]
-        shape = prior.shape()
-        while isinstance(prior, dist.Independent | dist.MaskedDistribution):
-            prior = prior.base_dist
+        shape, prior = site["fn"].shape(), innermost(site["fn"])
         if isinstance(prior, _LOCATED):
             both = torch.stack([prior.loc.expand(shape), prior.scale.log().expand(shape)])
         else:
