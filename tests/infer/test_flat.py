@@ -90,3 +90,23 @@ def test_other_priors_that_cannot_be_drawn_from_keep_their_error() -> None:
 
     with pytest.raises(NotImplementedError, match="no draws of this one"):
         AutoFlow(lambda: pyro.sample("z", Undrawn(0.0, 1.0)))()
+
+
+def test_an_init_loc_fn_without_a_value_keeps_its_error_where_the_prior_is_not_flat() -> None:
+    def no_value(site: Any) -> Tensor:
+        raise NotImplementedError("no value of this one")
+
+    with pytest.raises(NotImplementedError, match="no value of this one"):
+        AutoFlow(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), init_loc_fn=no_value)()
+
+
+def test_a_masked_prior_is_flat_too() -> None:
+    def model() -> None:
+        prior = dist.ImproperUniform(dist.constraints.real, (2,), ())
+        z = pyro.sample("z", prior.mask(torch.tensor([True, False])).to_event(1))
+        pyro.factor("density", dist.Normal(3.0, 0.5).log_prob(z).sum(-1))
+
+    # A normal is its own Laplace approximation.
+    found = AutoFlow(model, init="laplace").median()["z"]
+    # Of 10,000 draws the median's standard error is 1.25 * 0.5 / 100.
+    torch.testing.assert_close(found, torch.full((2,), 3.0), atol=0.03, rtol=0)
