@@ -179,6 +179,41 @@ def test_where_weights_are_bad_a_bound_that_still_grows_does_not_keep_the_steps(
     assert target.log_scale.exp().item() == pytest.approx(1.0, abs=0.05)
 
 
+class _Tailed(_Narrow):
+    """Weights whose tail is of k-hat `shape`, however near to each other `size` makes them."""
+
+    def __init__(self, shape: float, size: float) -> None:
+        super().__init__()
+        self.shape, self.size = shape, size
+        self.only_better: list[bool] = []
+
+    def log_weights(self, n: int) -> Tensor:
+        # Quantiles instead of draws, so that what the bound lacks is the same each time.
+        levels = (torch.arange(n) + 0.5) / n
+        return (self.size * (levels**-self.shape - 1) / self.shape).log1p()
+
+    def start_elsewhere(self, only_better: bool) -> bool:
+        self.only_better.append(only_better)
+        return False
+
+
+@pytest.mark.parametrize(("size", "bad"), [(1e-6, False), (1e-3, True)])
+def test_a_start_is_bad_by_its_tail_where_the_bound_lacks_something(size: float, bad: bool) -> None:
+    """Of k-hat 1.26, and what the bound lacks is 4e-6 or 0.05 nats: weights all but equal have tails, too."""
+    target = _Tailed(1.3, size)
+    Rounds(target, 600, progress_bar=False).run()
+    assert target.only_better == ([True] if bad else [])
+
+
+@pytest.mark.parametrize(("size", "mended"), [(0.01, False), (0.05, True)])
+def test_good_weights_are_mended_where_the_bound_lacks_something(
+    size: float, mended: bool, rounds: list[tuple[int, str]]
+) -> None:
+    """Of k-hat 0.40, and what the bound lacks is 4e-4 or 7e-3 nats."""
+    Rounds(_Tailed(0.4, size), 1000, progress_bar=False).run()
+    assert ("forward" in {by for _, by in rounds}) == mended
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_guide_that_is_far_has_one_long_round_of_each_kind(
     sign: float, rounds: list[tuple[int, str]]
