@@ -66,7 +66,8 @@ def neutra_nuts(
     .. math:: \log p(z \mid x) = \log p(x, f(z)) + \log \left| \det \frac{\partial f}{\partial z} \right| + c
 
     With `f` the guide's transform, from its base to the model's unconstrained space. The draws are of the
-    posterior itself, however good the guide; a good one makes them cost few gradients.
+    posterior itself, however good the guide; a good one makes them cost few gradients. Of a part that the
+    guide leaves out a chain seldom finds the way in or out: divergences tell of it, and chains that differ.
 
     Args:
         model: The model. Discrete variables, on which no continuous one depends, are summed out.

@@ -257,8 +257,9 @@ def _advice(state: _State, converged: bool) -> str:
     if state.khat >= _BAD:
         return (
             f"k-hat is {state.khat:.2f}, not below {_BAD}: the guide is too far from the posterior. Use "
-            "neutra_nuts(model, guide), whose draws are right however far it is; give fit_guide more "
-            "max_steps; or write the model with variables that depend less on each other (non-centred)."
+            "neutra_nuts(model, guide), whose draws are right however far it is, if few of them diverge; "
+            "give fit_guide more max_steps; or write the model with variables that depend less on each other "
+            "(non-centred)."
         )
     more = "" if converged else ", though more max_steps may bring it closer"
     few = (
