@@ -50,12 +50,12 @@ def guide_transform(
 ) -> Chain:
     r"""The flow that `AutoFlow` makes of a vector: affine couplings of shuffled halves between learned tails.
 
-    Then, for each level of a hierarchy but the last, an affine coupling in which it and all above it pass,
-    with a shift and a log scale of what is below that are linear in them:
+    Then, for each level of a hierarchy but the last, two affine couplings in which it and all above it pass,
+    with a network and with a shift and a log scale of what is below that are linear in them:
 
-    .. math:: x_b = e^{A x_a + r} z_b + B x_a + t
+    .. math:: y_b = e^{r(x_a)} z_b + t(x_a), \qquad x_b = e^{A x_a + a} y_b + B x_a + b
 
-    Of independent variables such couplings make those whose scale is another's exponential (Neal's funnel),
+    Of independent variables the linear ones make those whose scale is another's exponential (Neal's funnel),
     exactly. In one dimension, where no coupling has anything to look at, the flow is a spline.
 
     Args:
@@ -77,18 +77,23 @@ def guide_transform(
         spline = SplineMap(bins=32, bound=8.0)
         return Chain([SinhArcsinh(1), coupling(1, elementwise=spline), SinhArcsinh(1)])
     parts: list[FlowTransform] = [SinhArcsinh(size)]
+    # Smooth, as posteriors are: it comes closer than with ReLU in as many steps.
+    network = partial(MLP, hidden_features=hidden_features, activation=nn.SiLU)
     for step in range(steps):
         # Which elements share a half is random, but the same in every run.
         order = torch.randperm(size, generator=torch.Generator().manual_seed(step))
-        # Smooth, as posteriors are: it comes closer than with ReLU in as many steps.
-        conditioner = MLP(size // 2, 2 * (size - size // 2), hidden_features, activation=nn.SiLU)
+        conditioner = network(size // 2, 2 * (size - size // 2))
         parts += [Coupling(size, conditioner, AffineMap("softclip")), Permutation(size, order)]
     parts.append(SinhArcsinh(size))
     above: list[int] = []
     for level in levels[:-1]:
         above = [*above, *level]
-        conditioner = MLP(len(above), 2 * (size - len(above)), ())
-        parts.append(Coupling(size, conditioner, AffineMap("exp"), Positions((size,), above)))
+        passed, below = Positions((size,), above), 2 * (size - len(above))
+        # Apart from the linear one, which has no bounds: a network's scales would be far too large far out.
+        parts += [
+            Coupling(size, network(len(above), below), AffineMap("softclip"), passed),
+            Coupling(size, MLP(len(above), below, ()), AffineMap("exp"), passed),
+        ]
     return Chain(parts)
 
 

@@ -25,7 +25,11 @@ __all__ = ["FlowObjective", "GuideObjective", "Objective"]
 # which the forward divergence chooses, in some steps from the same ones.
 _TOGETHER, _ALONE = 128, 16
 _CHOICE_TOGETHER, _CHOICE_ALONE = 64, 16
-_STEPS_OF_CHOICE = 16
+_STEPS_OF_CHOICE = 24
+
+# Of a guide that is far: the draws that each chain may move to, the nats below the mean weight from which on
+# a draw is astray, and the weight of such a one.
+_PROPOSALS, _ASTRAY, _PULL = 4, 10.0, 0.08
 
 
 class Objective:
@@ -51,8 +55,11 @@ class Objective:
         """The negative evidence lower bound, in nats, with its gradient."""
         raise NotImplementedError
 
-    def forward_loss(self) -> tuple[Tensor, Tensor]:
-        """A loss with the gradient of the forward divergence, and that of `loss` without one."""
+    def forward_loss(self, far: bool) -> tuple[Tensor, Tensor]:
+        """A loss with the gradient of the forward divergence, and that of `loss` without one.
+
+        Where the guide is `far`, parts of the posterior may be all but without its draws.
+        """
         raise NotImplementedError
 
     def log_weights(self, n: int) -> Tensor:
@@ -147,8 +154,9 @@ class FlowObjective(Objective):
         self.learns_model = bool(log_density.parameters)
         # A few large weights are most of what it sees, so its steps are shorter; and what a model's own
         # parameters make large is the bound alone.
-        self.forward_lr = None if self.learns_model else 2e-3
+        self.forward_lr = None if self.learns_model else 3e-3
         self._forward_steps = 0
+        self._chains: Tensor | None = None
 
     def start_elsewhere(self, only_better: bool) -> bool:
         return self.guide.start_elsewhere(self.args, self.kwargs, only_better)
@@ -177,27 +185,24 @@ class FlowObjective(Objective):
             log_q = self._log_q(x)
         return log_q - log_p, x.isfinite().all(-1) & log_q.isfinite()
 
-    def forward_loss(self) -> tuple[Tensor, Tensor]:
+    def forward_loss(self, far: bool) -> tuple[Tensor, Tensor]:
         r"""A loss with the gradient of the forward divergence, and the negative evidence lower bound.
 
         .. math:: \nabla_\phi \mathrm{KL}(p \| q) = \mathbb{E}_z \left[ \frac{p}{q} \,
             \frac{\partial (\log q - \log p)}{\partial x} \frac{\partial f(z)}{\partial \phi} \right],
             \qquad x = f(z)
 
-        by draws of the guide, of which some are chosen by their importance weights, cut off at `\sqrt n`
-        times their mean; each 16 steps there are new ones to choose from. The bound is content with a
-        guide that leaves a part of the posterior out, and learns nothing where it does not draw; this weighs
-        most what it draws too seldom. As of the bound, a guide that is the posterior has no gradient at any
-        draw, wherever that is from: half of them are made wider than the guide's own, so that the tails,
-        which k-hat is the shape of, are not left to chance, and the weights may be those of some steps ago.
-        None is further out than the guide's own: what no draw of the guide reaches moves little of it.
+        by draws of the guide, of which some are chosen by their importance weights; each 24 steps there are
+        new ones to choose from. The bound is content with a guide that leaves a part of the posterior out,
+        and learns nothing where it does not draw; this weighs most what it draws too seldom. As of the bound,
+        a guide that is the posterior has no gradient at any draw, wherever that is from, so that the weights
+        may be those of some steps ago.
 
         Source: Vaitl et al. 2022, "Gradients should stay on path", arXiv 2207.08219 (the gradient); Müller
-        et al. 2019, "Neural importance sampling", arXiv 1808.03856 (by importance weights); Ionides 2008,
-        "Truncated importance sampling", Journal of Computational and Graphical Statistics 17.
+        et al. 2019, "Neural importance sampling", arXiv 1808.03856 (by importance weights).
         """
         if self._forward_steps % _STEPS_OF_CHOICE == 0:
-            self._choice = self._draw_choice()
+            self._choice = self._move_chains() if far else self._draw_choice()
         self._forward_steps += 1
         z, weights, bound = self._choice
         # Twice the draws of other steps: some are chosen many times.
@@ -205,7 +210,15 @@ class FlowObjective(Objective):
         return self._mean_difference(z[chosen]), -bound
 
     def _draw_choice(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws of the base, half of them widened, their weights, and the bound by the others."""
+        r"""Draws of the base, half of them widened, their weights, and the bound by the others.
+
+        The weights are cut off at `\sqrt n` times their mean. The wider half is there so that the tails,
+        which k-hat is the shape of, are not left to chance. None is further out than the guide's own: what no
+        draw of the guide reaches moves little of it.
+
+        Source: Ionides 2008, "Truncated importance sampling", Journal of Computational and Graphical
+        Statistics 17.
+        """
         choice = _CHOICE_TOGETHER if self.together else _CHOICE_ALONE
         z = self.base.sample((choice * self.particles,))
         z[1::2] *= _wider(z.shape[-1])
@@ -213,9 +226,48 @@ class FlowObjective(Objective):
         # Where the guide has no draws its weights have no bound, and a few would be all that is seen.
         radius = z.norm(dim=-1)
         log_weights = log_weights.where(radius <= radius[::2].max(), -torch.inf)
-        largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))
         own = log_weights[::2]
-        return z, log_weights.clamp(max=largest).softmax(0), own[own.isfinite()].mean()
+        return z, _truncated(log_weights), own[own.isfinite()].mean()
+
+    @torch.no_grad()
+    def _move_chains(self) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Chains of draws that become the posterior's, a few that are astray, their weights, and the bound.
+
+        Where few draws come to a part of the posterior, the weights of those that do are too large to be
+        taken at once, and cut off they leave out what was to be found. A chain moves to one of four new draws
+        of its own or stays, by their weights: where weights are large it stays for long. So the chains, all
+        of the same weight, remember what was drawn seldom, and need no cutting off.
+
+        No chain is where the posterior is not, so that nothing but what the guide lacks elsewhere tells it to
+        leave. Draws there, `e^{-10}` of the mean weight and less, have a small weight for that. Any weights
+        that are a function `w^2 f''(w)` of the importance weight `w` make one divergence small, that of `f`.
+
+        Source: Andrieu et al. 2018, "Uniform ergodicity of the iterated conditional SMC and geometric
+        ergodicity of particle Gibbs samplers", Bernoulli 24 (the chains' moves); Naesseth et al. 2020,
+        "Markovian score climbing", arXiv 2003.10374 (to fit by them); Wang et al. 2018, "Variational
+        inference with tail-adaptive f-divergence", arXiv 1810.11943, eq. 6 (other weights).
+        """
+        z = self.base.sample(((_CHOICE_TOGETHER if self.together else _CHOICE_ALONE) * self.particles,))
+        log_weights = self._weigh(z)
+        chains = self._moved(z, log_weights)
+        self._chains = self.transform(chains)
+        finite = log_weights.isfinite()
+        mean = log_weights.logsumexp(0) - math.log(len(z))
+        astray = finite & (log_weights < mean - _ASTRAY)
+        weights = torch.cat([torch.ones_like(chains[:, 0]) / len(chains), _PULL * astray / len(z)])
+        return torch.cat([chains, z]), weights, log_weights[finite].mean()
+
+    def _moved(self, z: Tensor, log_weights: Tensor) -> Tensor:
+        """The chains' next states among some draws of the base, as draws of the base."""
+        if self._chains is None:
+            return z[_truncated(log_weights).multinomial(len(z) // _PROPOSALS, replacement=True)]
+        # Where they are now that the flow is another.
+        states = self.transform.inv(self._chains)
+        states = torch.cat([states[:, None], z.unflatten(0, (-1, _PROPOSALS))], 1)
+        log_weights = torch.cat([self._weigh(states[:, 0])[:, None], log_weights.view(-1, _PROPOSALS)], 1)
+        # One without weight is still somewhere where all five are.
+        chosen = log_weights.clamp(min=torch.finfo(z.dtype).min).softmax(1).multinomial(1)
+        return states.take_along_dim(chosen[..., None], 1)[:, 0]
 
     def log_weights(self, n: int) -> Tensor:
         return self._weigh(self.base.sample((n,)))
@@ -231,6 +283,12 @@ class FlowObjective(Objective):
     def _log_q(self, x: Tensor) -> Tensor:
         z, ladj = self.transform.inv.call_and_ladj(x)  # type: ignore[attr-defined]
         return _log_normal(z) + ladj
+
+
+def _truncated(log_weights: Tensor) -> Tensor:
+    r"""Weights, cut off at `\sqrt n` times their mean, that sum to 1."""
+    largest = log_weights.logsumexp(0) - 0.5 * math.log(len(log_weights))
+    return log_weights.clamp(max=largest).softmax(0)
 
 
 def _wider(size: int) -> float:

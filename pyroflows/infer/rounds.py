@@ -92,6 +92,7 @@ class Rounds:
     def __init__(self, target: Objective, max_steps: int, progress_bar: bool) -> None:
         self.target, self.max_steps = target, max_steps
         self.mends = target.forward_lr is not None
+        self.far = False
         self.losses: list[float] = []
         self.bar = tqdm(total=max_steps, disable=not progress_bar, unit="step")
 
@@ -108,7 +109,7 @@ class Rounds:
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done = best.gap < _CLOSE and not learns_model
-        kept = self.max_steps // 4 if self.mends else 0
+        kept = self.max_steps // 3 if self.mends else 0
         steps = self._steps(best, self._left - kept if self.mends else _STEPS)
         # A round that is cut short gains nothing.
         while not done and self._left - kept >= steps // 2:
@@ -130,6 +131,7 @@ class Rounds:
     def _by_mass(self, best: _State, done: bool) -> tuple[_State, bool]:
         """The same after a round by the forward divergence, or more of them where k-hat is not good then."""
         self._restore(best)
+        self.far = best.gap >= _FAR
         steps = self._steps(best, self._left)
         while self._left >= _MORE // 2:
             try:
@@ -137,7 +139,9 @@ class Rounds:
             except FloatingPointError:
                 break
             # It may cost some of the bound, which is why that does not judge here; and k-hat is too rough to
-            # tell that nothing more is gained.
+            # tell that nothing more is gained. Of what a guide that is far leaves out k-hat tells nothing.
+            if self.far and state.khat < _BAD:
+                return state, done and state.khat < _GOOD
             best = min(best, state, key=lambda state: state.khat)
             if best.khat < _GOOD:
                 break
@@ -229,7 +233,7 @@ class Rounds:
     def _backward(self, forward: bool) -> float:
         """The negative bound; its gradient, or the forward divergence's, is left at the parameters."""
         if forward:
-            loss, negative_bound = self.target.forward_loss()
+            loss, negative_bound = self.target.forward_loss(self.far)
         else:
             loss = negative_bound = self.target.loss()
         loss.backward()

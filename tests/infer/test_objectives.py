@@ -50,7 +50,7 @@ def test_the_forward_loss_has_the_gradient_of_the_forward_divergence() -> None:
         # In units of the posterior's sds.
         guide.affine.loc.add_(0.5)
     torch.manual_seed(0)
-    loss, negative_bound = target.forward_loss()
+    loss, negative_bound = target.forward_loss(far=False)
     gradients = torch.autograd.grad(loss, [guide.affine.loc, guide.affine.log_diagonal])
 
     z = torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64)
@@ -71,10 +71,26 @@ def test_the_forward_loss_has_the_gradient_of_the_forward_divergence() -> None:
     assert -negative_bound.item() == pytest.approx(EVIDENCE - reverse, abs=0.03)
 
 
-def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior() -> None:
+def test_the_forward_loss_of_a_guide_that_is_far_has_the_gradient_of_the_forward_divergence() -> None:
+    """Of the same guide; the draws are the posterior's now, and of two normals that is a closed form."""
+    guide, target = _of_the_conjugate_model(20_000)
+    with torch.no_grad():
+        guide.affine.log_diagonal.add_(math.log(1.2))
+        guide.affine.loc.add_(0.5)
+    torch.manual_seed(0)
+    loss, negative_bound = target.forward_loss(far=True)
+    gradients = torch.autograd.grad(loss, [guide.affine.loc, guide.affine.log_diagonal])
+    torch.testing.assert_close(gradients[0], torch.full((3,), 0.5 / 1.44), atol=0.03, rtol=0)
+    torch.testing.assert_close(gradients[1], torch.full((3,), 1 - 1.25 / 1.44), atol=0.05, rtol=0)
+    reverse = 3 * (-math.log(1.2) + (1.44 + 0.25) / 2 - 0.5)
+    assert -negative_bound.item() == pytest.approx(EVIDENCE - reverse, abs=0.03)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior(far: bool) -> None:
     """Not even by four draws, of which the gradient of log q alone would be of the order of 1/2."""
     guide, target = _of_the_conjugate_model(4)
-    loss, negative_bound = target.forward_loss()
+    loss, negative_bound = target.forward_loss(far)
     gradients = torch.autograd.grad(loss, [guide.affine.loc, guide.affine.log_diagonal])
     # What single precision makes of differences of the scores.
     assert max(gradient.abs().max() for gradient in gradients) < 1e-3
@@ -82,7 +98,7 @@ def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior() -> 
 
 
 def test_the_forward_loss_weighs_many_draws_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights would be most of its time, and the guide moves little in sixteen steps."""
+    """The weights would be most of its time, and the guide moves little in 24 steps."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.loc.add_(0.5)
@@ -93,10 +109,10 @@ def test_the_forward_loss_weighs_many_draws_in_few_steps(monkeypatch: pytest.Mon
         return weigh(z)
 
     monkeypatch.setattr(target, "_weigh", seen)
-    losses = [target.forward_loss()[0].item() for _ in range(32)]
+    losses = [target.forward_loss(far=False)[0].item() for _ in range(48)]
     assert weighed == [64 * 16] * 2
     # Each step has its own choice all the same.
-    assert len(set(losses)) == 32
+    assert len(set(losses)) == 48
 
 
 def test_no_draw_is_chosen_further_out_than_the_guides_own() -> None:
@@ -115,6 +131,60 @@ def test_no_draw_is_chosen_further_out_than_the_guides_own() -> None:
     assert radius[weights > 0].max() <= own
     # Not that only the guide's own are left.
     assert (weights[1::2] > 0).sum() > 1000
+
+
+def _in_posterior_sds(guide: AutoFlow, x: Tensor) -> Tensor:
+    """Unconstrained vectors of the conjugate model in the coordinates in which its posterior is standard."""
+    centred = (x - guide.affine.fixed_loc).T
+    return torch.linalg.solve_triangular(guide.affine.fixed_tril, centred, upper=False).T
+
+
+def test_the_chains_become_the_posteriors() -> None:
+    """Of draws with a mean of 1/2 and an sd of 1.2, in units of the posterior's."""
+    guide, target = _of_the_conjugate_model(256)
+    with torch.no_grad():
+        guide.affine.log_diagonal.add_(math.log(1.2))
+        guide.affine.loc.add_(0.5)
+    torch.manual_seed(0)
+    for _ in range(10):
+        target._move_chains()
+    assert target._chains is not None
+    chains = _in_posterior_sds(guide, target._chains)
+    # Of 4096 chains that share no draws, but for those that began as the same; four standard errors.
+    assert chains.shape == (4096, 3)
+    torch.testing.assert_close(chains.mean(0), torch.zeros(3), atol=4 / 64, rtol=0)
+    torch.testing.assert_close(chains.std(0), torch.ones(3), atol=4 / 64 / 2**0.5, rtol=0)
+
+
+def test_a_chain_stays_where_the_guide_hardly_draws_while_the_flow_moves() -> None:
+    """Two sds out, of a guide that is too narrow by a factor of five: other weights are e^-40 of its."""
+    guide, target = _of_the_conjugate_model(16)
+    with torch.no_grad():
+        guide.affine.log_diagonal.sub_(math.log(5.0))
+    place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 2.0)
+    target._chains = place.expand(256, 3)
+    for _ in range(3):
+        with torch.no_grad():
+            guide.affine.loc.add_(0.1)
+        _, weights, _ = target._move_chains()
+        torch.testing.assert_close(target._chains, place.expand(256, 3), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(weights[:256], torch.full((256,), 1 / 256))
+
+
+def test_draws_that_are_astray_have_a_small_weight() -> None:
+    """Of a guide that is four times as wide as the posterior, by the log weights in closed form."""
+    guide, target = _of_the_conjugate_model(64)
+    with torch.no_grad():
+        guide.affine.log_diagonal.add_(math.log(4.0))
+    torch.manual_seed(0)
+    z, weights, _ = target._move_chains()
+    draws, of_draws = z[1024:], weights[1024:]
+    # The weights' mean is the evidence; of 4096 draws it is within 0.2 nats.
+    below = 3 * math.log(4.0) - 7.5 * draws.square().sum(-1) + 10
+    assert (of_draws[below < -0.2] == of_draws.max()).all()
+    assert (of_draws[below > 0.2] == 0).all()
+    assert of_draws.max().item() == pytest.approx(0.08 / 4096)
+    assert (below < -0.2).sum() > 1000
 
 
 class _Overflowing(FlowTransform):
