@@ -34,8 +34,9 @@ def fit_guide(
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too, if that promises more. Its
     last round is by the forward divergence, with draws chosen by their weights, unless k-hat is low; where
-    that stays 0.5 or more there are some of these: a quarter of the steps is kept for them. A guide that is
-    far after its start has one long round by the bound and one by the forward divergence.
+    that stays 0.5 or more there are some of these: a third of the steps is kept for them. A guide that is
+    far after its start has one long round by the bound and one by the forward divergence, with chains of
+    draws that find what the bound leaves out.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 

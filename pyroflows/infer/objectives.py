@@ -25,11 +25,11 @@ __all__ = ["FlowObjective", "GuideObjective", "Objective"]
 # which the forward divergence chooses, in some steps from the same ones.
 _TOGETHER, _ALONE = 128, 16
 _CHOICE_TOGETHER, _CHOICE_ALONE = 64, 16
-_STEPS_OF_CHOICE = 24
+_STEPS_OF_CHOICE = 16
 
-# Of a guide that is far: the draws that each chain may move to, the nats below the mean weight from which on
-# a draw is astray, and the weight of such a one.
-_PROPOSALS, _ASTRAY, _PULL = 4, 10.0, 0.08
+# Of a guide that is far: the steps between two moves of the chains, the draws that each of them may move to,
+# the nats below the mean weight from which on a draw is astray, and the weight of such a one.
+_STEPS_OF_MOVE, _PROPOSALS, _ASTRAY, _PULL = 24, 4, 10.0, 0.08
 
 
 class Objective:
@@ -192,16 +192,16 @@ class FlowObjective(Objective):
             \frac{\partial (\log q - \log p)}{\partial x} \frac{\partial f(z)}{\partial \phi} \right],
             \qquad x = f(z)
 
-        by draws of the guide, of which some are chosen by their importance weights; each 24 steps there are
-        new ones to choose from. The bound is content with a guide that leaves a part of the posterior out,
-        and learns nothing where it does not draw; this weighs most what it draws too seldom. As of the bound,
-        a guide that is the posterior has no gradient at any draw, wherever that is from, so that the weights
-        may be those of some steps ago.
+        by draws of the guide, of which some are chosen by their importance weights; after some steps there
+        are new ones to choose from. The bound is content with a guide that leaves a part of the posterior
+        out, and learns nothing where it does not draw; this weighs most what it draws too seldom. As of the
+        bound, a guide that is the posterior has no gradient at any draw, wherever that is from, so that the
+        weights may be those of some steps ago.
 
         Source: Vaitl et al. 2022, "Gradients should stay on path", arXiv 2207.08219 (the gradient); Müller
         et al. 2019, "Neural importance sampling", arXiv 1808.03856 (by importance weights).
         """
-        if self._forward_steps % _STEPS_OF_CHOICE == 0:
+        if self._forward_steps % (_STEPS_OF_MOVE if far else _STEPS_OF_CHOICE) == 0:
             self._choice = self._move_chains() if far else self._draw_choice()
         self._forward_steps += 1
         z, weights, bound = self._choice
@@ -250,7 +250,7 @@ class FlowObjective(Objective):
         z = self.base.sample(((_CHOICE_TOGETHER if self.together else _CHOICE_ALONE) * self.particles,))
         log_weights = self._weigh(z)
         chains = self._moved(z, log_weights)
-        self._chains = self.transform(chains)
+        self._chains, _ = self.transform.call_and_ladj(chains)
         finite = log_weights.isfinite()
         mean = log_weights.logsumexp(0) - math.log(len(z))
         astray = finite & (log_weights < mean - _ASTRAY)
@@ -262,7 +262,7 @@ class FlowObjective(Objective):
         if self._chains is None:
             return z[_truncated(log_weights).multinomial(len(z) // _PROPOSALS, replacement=True)]
         # Where they are now that the flow is another.
-        states = self.transform.inv(self._chains)
+        states, _ = self.transform.inv.call_and_ladj(self._chains)  # type: ignore[attr-defined]
         states = torch.cat([states[:, None], z.unflatten(0, (-1, _PROPOSALS))], 1)
         log_weights = torch.cat([self._weigh(states[:, 0])[:, None], log_weights.view(-1, _PROPOSALS)], 1)
         # One without weight is still somewhere where all five are.

@@ -97,8 +97,11 @@ def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior(far: 
     assert -negative_bound.item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
-def test_the_forward_loss_weighs_many_draws_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights would be most of its time, and the guide moves little in 24 steps."""
+@pytest.mark.parametrize(("far", "steps"), [(False, 16), (True, 24)])
+def test_the_forward_loss_weighs_many_draws_in_few_steps(
+    far: bool, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights would be most of its time, and the guide moves little in so few steps."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.loc.add_(0.5)
@@ -109,10 +112,11 @@ def test_the_forward_loss_weighs_many_draws_in_few_steps(monkeypatch: pytest.Mon
         return weigh(z)
 
     monkeypatch.setattr(target, "_weigh", seen)
-    losses = [target.forward_loss(far=False)[0].item() for _ in range(48)]
-    assert weighed == [64 * 16] * 2
+    losses = [target.forward_loss(far)[0].item() for _ in range(2 * steps)]
+    # The chains' own weights, too, once there are chains.
+    assert weighed == [64 * 16] * 2 + [16 * 16] * far
     # Each step has its own choice all the same.
-    assert len(set(losses)) == 48
+    assert len(set(losses)) == 2 * steps
 
 
 def test_no_draw_is_chosen_further_out_than_the_guides_own() -> None:
