@@ -149,6 +149,7 @@ class FlowObjective(Objective):
             without_validation(log_density)(self.transform(z[0]))
         self.log_density = without_validation(log_density if self.together else log_density.one_by_one)
         self.particles = num_particles or (_TOGETHER if self.together else _ALONE)
+        self.candidates = self.particles * (_CHOICE_TOGETHER if self.together else _CHOICE_ALONE)
         self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]
         self.parameters = [*self.of_flow, *log_density.parameters]
         self.learns_model = bool(log_density.parameters)
@@ -219,8 +220,7 @@ class FlowObjective(Objective):
         Source: Ionides 2008, "Truncated importance sampling", Journal of Computational and Graphical
         Statistics 17.
         """
-        choice = _CHOICE_TOGETHER if self.together else _CHOICE_ALONE
-        z = self.base.sample((choice * self.particles,))
+        z = self.base.sample((self.candidates,))
         z[1::2] *= _wider(z.shape[-1])
         log_weights = self._weigh(z)
         # Where the guide has no draws its weights have no bound, and a few would be all that is seen.
@@ -239,22 +239,23 @@ class FlowObjective(Objective):
         of the same weight, remember what was drawn seldom, and need no cutting off.
 
         No chain is where the posterior is not, so that nothing but what the guide lacks elsewhere tells it to
-        leave. Draws there, `e^{-10}` of the mean weight and less, have a small weight for that. Any weights
-        that are a function `w^2 f''(w)` of the importance weight `w` make one divergence small, that of `f`.
+        leave. Draws there, `e^{-10}` of the mean weight and less, have a small weight for that. It is still a
+        divergence that becomes small: weights `w^2 f''(w)` instead of the importance weights `w` are that
+        of `f`.
 
         Source: Andrieu et al. 2018, "Uniform ergodicity of the iterated conditional SMC and geometric
         ergodicity of particle Gibbs samplers", Bernoulli 24 (the chains' moves); Naesseth et al. 2020,
         "Markovian score climbing", arXiv 2003.10374 (to fit by them); Wang et al. 2018, "Variational
-        inference with tail-adaptive f-divergence", arXiv 1810.11943, eq. 6 (other weights).
+        inference with tail-adaptive f-divergence", arXiv 1810.11943 (other weights).
         """
-        z = self.base.sample(((_CHOICE_TOGETHER if self.together else _CHOICE_ALONE) * self.particles,))
+        z = self.base.sample((self.candidates,))
         log_weights = self._weigh(z)
         chains = self._moved(z, log_weights)
         self._chains, _ = self.transform.call_and_ladj(chains)
         finite = log_weights.isfinite()
         mean = log_weights.logsumexp(0) - math.log(len(z))
         astray = finite & (log_weights < mean - _ASTRAY)
-        weights = torch.cat([torch.ones_like(chains[:, 0]) / len(chains), _PULL * astray / len(z)])
+        weights = torch.cat([torch.full_like(chains[:, 0], 1 / len(chains)), _PULL * astray / len(z)])
         return torch.cat([chains, z]), weights, log_weights[finite].mean()
 
     def _moved(self, z: Tensor, log_weights: Tensor) -> Tensor:

@@ -72,8 +72,13 @@ class _State:
 
     @property
     def far(self) -> bool:
+        """Whether parts of the posterior may be left out."""
+        return self.gap >= _FAR
+
+    @property
+    def badly_started(self) -> bool:
         """Whether the start may be to blame, and not only a tail of weights that are almost equal."""
-        return self.gap >= _FAR or (self.khat >= 1 and self.gap >= _LACKING)
+        return self.far or (self.khat >= 1 and self.gap >= _LACKING)
 
     @property
     def enough(self) -> bool:
@@ -124,14 +129,14 @@ class Rounds:
             # Of a model's own parameters little of the bound may still be much.
             little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
             # Weights are of use where the guide is near.
-            to_mend = best.khat >= _GOOD and best.gap < _FAR and self.mends
+            to_mend = best.khat >= _GOOD and not best.far and self.mends
             done = (best.enough and not learns_model) or gained < little or to_mend
         return best, done
 
     def _by_mass(self, best: _State, done: bool) -> tuple[_State, bool]:
         """The same after a round by the forward divergence, or more of them where k-hat is not good then."""
         self._restore(best)
-        self.far = best.gap >= _FAR
+        self.far = best.far
         steps = self._steps(best, self._left)
         while self._left >= _MORE // 2:
             try:
@@ -150,7 +155,7 @@ class Rounds:
     @staticmethod
     def _steps(state: _State, where_far: int) -> int:
         """Of the next round: one long decay goes further than short ones where there is far to go."""
-        return _MORE if state.gap < _FAR else max(where_far, _MORE)
+        return max(where_far, _MORE) if state.far else _MORE
 
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""
@@ -160,7 +165,7 @@ class Rounds:
             if not self._start_elsewhere(only_better=False):
                 raise
             return self._round(_STEPS)
-        if not (state.far and self._start_elsewhere(only_better=True)):
+        if not (state.badly_started and self._start_elsewhere(only_better=True)):
             return state
         try:
             return max(state, self._round(_STEPS), key=lambda state: state.robust)

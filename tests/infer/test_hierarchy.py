@@ -81,6 +81,9 @@ def test_a_guide_has_two_couplings_for_each_level_but_the_last() -> None:
     last = [part for part in flow.transforms if isinstance(part, Coupling)][-6:]
     passing = [sorted(part.partition.positions) for part in last]  # type: ignore[attr-defined]
     assert passing[::2] == passing[1::2] == [[3, 4], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7]]
+    # A network's scales are bounded, or a few draws far out would be much too wide.
+    scales = [part.elementwise.scale for part in last]
+    assert scales == ["softclip", "exp"] * 3
 
 
 def test_a_flow_of_ones_own_is_left_as_it_is() -> None:
