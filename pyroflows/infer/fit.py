@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from pyroflows.infer.flow_objective import FlowObjective
 from pyroflows.infer.guides import AutoFlow
-from pyroflows.infer.objectives import FlowObjective, GuideObjective, Objective
+from pyroflows.infer.objectives import GuideObjective, Objective
 from pyroflows.infer.rounds import FitResult, Rounds
 
 __all__ = ["FitResult", "fit_guide"]
@@ -34,7 +35,7 @@ def fit_guide(
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too, if that promises more. Its
     last round is by the forward divergence, with draws chosen by their weights, unless k-hat is low; where
-    that stays 0.5 or more there are some of these: a third of the steps is kept for them. A guide that is
+    that stays 0.5 or more there are some of these: two fifths of the steps are kept for them. A guide that is
     far after its start has one long round by the bound and one by the forward divergence, with chains of
     draws that find what the bound leaves out.
 

@@ -114,7 +114,7 @@ class Rounds:
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done = best.gap < _CLOSE and not learns_model
-        kept = self.max_steps // 3 if self.mends else 0
+        kept = 2 * self.max_steps // 5 if self.mends else 0
         steps = self._steps(best, self._left - kept if self.mends else _STEPS)
         # A round that is cut short gains nothing.
         while not done and self._left - kept >= steps // 2:

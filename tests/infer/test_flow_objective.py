@@ -1,4 +1,4 @@
-"""What a guide is fitted by, against closed forms."""
+"""What an `AutoFlow` is fitted by, against closed forms."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyroflows.infer import AutoFlow
-from pyroflows.infer.objectives import FlowObjective
+from pyroflows.infer.flow_objective import FlowObjective
 from pyroflows.transforms import FlowTransform
 from tests.infer.conjugate import EVIDENCE, conjugate
 
@@ -101,26 +101,26 @@ def test_the_forward_loss_has_no_gradient_where_the_guide_is_the_posterior(far: 
     assert -negative_bound.item() == pytest.approx(EVIDENCE, abs=1e-3)
 
 
-@pytest.mark.parametrize(("far", "steps"), [(False, 16), (True, 24)])
-def test_the_forward_loss_weighs_many_draws_in_few_steps(
-    far: bool, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("far", [False, True])
+def test_the_forward_loss_weighs_many_draws_in_few_steps(far: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights would be most of its time, and the guide moves little in so few steps."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.loc.add_(0.5)
-    weigh, weighed = target._weigh, []
+    log_density, weighed = target.log_density, []
 
-    def seen(z: Tensor) -> Tensor:
-        weighed.append(len(z))
-        return weigh(z)
+    def seen(x: Tensor) -> Tensor:
+        # More than those of a step.
+        if len(x) > 2 * 16:
+            weighed.append(len(x))
+        return log_density(x)
 
-    monkeypatch.setattr(target, "_weigh", seen)
-    losses = [target.forward_loss(far)[0].item() for _ in range(2 * steps)]
-    # The chains' own weights, too, once there are chains.
-    assert weighed == [64 * 16] * 2 + [16 * 16] * far
+    monkeypatch.setattr(target, "log_density", seen)
+    losses = [target.forward_loss(far)[0].item() for _ in range(2 * 16)]
+    # The second time there are chains, which walk three steps.
+    assert weighed == [64 * 16] * 2 + [16 * 16] * 4 * far
     # Each step has its own choice all the same.
-    assert len(set(losses)) == 2 * steps
+    assert len(set(losses)) == 2 * 16
 
 
 def test_no_draw_is_chosen_further_out_than_the_guides_own() -> None:
@@ -152,28 +152,30 @@ def test_the_chains_become_the_posteriors() -> None:
     guide, target = _wide_and_beside_it(256)
     torch.manual_seed(0)
     for _ in range(10):
-        target._move_chains()
-    assert target._chains is not None
-    chains = _in_posterior_sds(guide, target._chains)
+        _, weights, _ = target._move_chains()
+    assert target.chains.x is not None
+    chains = _in_posterior_sds(guide, target.chains.x)
     # Of 4096 chains that share no draws, but for those that began as the same; four standard errors.
     assert chains.shape == (4096, 3)
     torch.testing.assert_close(chains.mean(0), torch.zeros(3), atol=4 / 64, rtol=0)
     torch.testing.assert_close(chains.std(0), torch.ones(3), atol=4 / 64 / 2**0.5, rtol=0)
+    torch.testing.assert_close(weights[:4096], torch.full((4096,), 1 / 4096))
 
 
-def test_a_chain_stays_where_the_guide_hardly_draws_while_the_flow_moves() -> None:
+def test_a_chain_is_where_it_was_when_the_flow_is_another() -> None:
     """Two sds out, of a guide that is too narrow by a factor of five: other weights are e^-40 of its."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.log_diagonal.sub_(math.log(5.0))
     place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 2.0)
-    target._chains = place.expand(256, 3)
+    target.chains.x = place.expand(256, 3)
+    # So that no walk leads away.
+    target.chains.step_size = 1e-5
     for _ in range(3):
         with torch.no_grad():
             guide.affine.loc.add_(0.1)
-        _, weights, _ = target._move_chains()
-        torch.testing.assert_close(target._chains, place.expand(256, 3), atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(weights[:256], torch.full((256,), 1 / 256))
+        target._move_chains()
+        torch.testing.assert_close(target.chains.x, place.expand(256, 3), atol=1e-3, rtol=1e-3)
 
 
 def test_draws_that_are_astray_have_a_small_weight() -> None:
@@ -188,7 +190,7 @@ def test_draws_that_are_astray_have_a_small_weight() -> None:
     below = 3 * math.log(4.0) - 7.5 * draws.square().sum(-1) + 10
     assert (of_draws[below < -0.2] == of_draws.max()).all()
     assert (of_draws[below > 0.2] == 0).all()
-    assert of_draws.max().item() == pytest.approx(0.08 / 4096)
+    assert of_draws.max().item() == pytest.approx(0.05 / 4096)
     assert (below < -0.2).sum() > 1000
 
 

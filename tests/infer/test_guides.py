@@ -18,8 +18,8 @@ from torch.distributions import constraints
 
 from pyroflows import glow
 from pyroflows.infer import AutoFlow, TraceSTL_ELBO, neutra_nuts, psis_khat
+from pyroflows.infer.flow_objective import FlowObjective
 from pyroflows.infer.guides import guide_transform
-from pyroflows.infer.objectives import FlowObjective
 from pyroflows.infer.starts import Starts
 from pyroflows.transforms import Chain, realnvp
 from tests.infer.conjugate import EVIDENCE, SDS, X, conjugate

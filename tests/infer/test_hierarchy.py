@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pyroflows.infer import AutoFlow, fit_guide
+from pyroflows.infer.flow_objective import FlowObjective
 from pyroflows.infer.guides import guide_transform
 from pyroflows.infer.hierarchy import hierarchy
-from pyroflows.infer.objectives import FlowObjective
 from pyroflows.transforms import Coupling
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
