@@ -45,7 +45,7 @@ def fit_guide(
         model: The model. Its own parameters are fitted too.
         guide: The guide: an `AutoFlow`, or any other of Pyro's.
         args: What both are called with.
-        max_steps: The largest number of steps; half as many more where the first start is bad.
+        max_steps: The largest number of steps; a quarter more where the first start is bad.
         num_particles: Number of draws of a step, by default 128, or 16 where the model does not broadcast.
         seed: Of the draws.
         objective: One of Pyro's ELBOs to use instead, `TraceMeanField_ELBO()`, say. The guide has to be one

@@ -178,7 +178,7 @@ class Rounds:
         started = self.target.start_elsewhere(only_better)
         # A flow has a long way to go then, even if no other start is better; another guide may be at its end.
         if started or self.mends:
-            more = self.max_steps // 2
+            more = self.max_steps // 4
             self.bar.total += more
             self.max_steps += more
         return started

@@ -68,13 +68,13 @@ def test_a_round_ends_with_the_mean_of_its_last_quarter() -> None:
 def test_a_bad_first_round_is_left_for_another_start(second: bool, rounds: list[tuple[int, str]]) -> None:
     """The second start, at 50, is where a round of 500 steps, 25 down, leads into the better part.
 
-    For it there are half as many steps more.
+    For it there are a quarter as many steps more.
     """
     target = _Slope(second)
     with torch.no_grad():
         target.place.fill_(1e3)
     Rounds(target, 1200, progress_bar=False).run()
-    assert rounds == [(500, "bound")] * (3 if second else 2) + [(300 if second else 200, "bound")]
+    assert rounds == [(500, "bound")] * 2 + [(500 if second else 200, "bound")]
     assert (target.place.item() < 30) == second
     assert target.only_better == [True]
 
@@ -221,10 +221,10 @@ def test_good_weights_are_mended_where_the_bound_lacks_something(
 def test_a_guide_that_is_far_has_one_long_round_of_each_kind(
     sign: float, rounds: list[tuple[int, str]]
 ) -> None:
-    """Three fifths of one and a half times the steps are for the bound, also where that gains nothing."""
+    """Three fifths of one and a quarter times the steps are for the bound, also where that gains nothing."""
     target = _Narrow(sign, scale=0.45)
     result = Rounds(target, 2200, progress_bar=False).run()
-    assert rounds == [(500, "bound"), (1480, "bound"), (1320, "forward")]
+    assert rounds == [(500, "bound"), (1150, "bound"), (1100, "forward")]
     assert target.far == {True}
     assert target.log_scale.exp().item() == pytest.approx(1.0 if sign > 0 else 0.45, abs=0.05)
     assert result.converged == (sign > 0)
