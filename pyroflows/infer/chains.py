@@ -8,10 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["PROPOSALS", "Chains", "truncated"]
+from pyroflows.infer.unconstrained import can_fail
+
+__all__ = ["Chains", "truncated"]
 
 # Draws that a chain may jump to at a move.
-PROPOSALS = 4
+_PROPOSALS = 4
 
 # Steps of a walk, the share of walks that is to be accepted, and how fast the step size follows it.
 _LEAPS, _ACCEPTED, _RATE = 3, 0.7, 0.3
@@ -52,20 +54,26 @@ class Chains:
     def move(self, z: Tensor, x: Tensor, log_weights: Tensor) -> Tensor:
         """Let all walk, and jump to some draws of the base; the states as such draws, `(chains, size)`."""
         if self.x is None:
-            first = truncated(log_weights).multinomial(len(z) // PROPOSALS, replacement=True)
+            first = truncated(log_weights).multinomial(len(z) // _PROPOSALS, replacement=True)
             self.x = x[first]
             return z[first]
         # Where they are now that the flow is another.
-        of_states, x_states, of_staying = self.walk(self.invert(self.x))
+        of_states = self.invert(self.x)
+        try:
+            of_states, x_states, of_staying = self.walk(of_states)
+        except can_fail:
+            # Some models raise an error far out, where a step that is too long ends; all stay then.
+            self.step_size /= 2
+            x_states, of_staying = self.weigh(of_states)
         # Further out a flow is not to be trusted: a state may not even be what the flow makes of its inverse.
         lost = of_states.norm(dim=-1) > _LOST * z.norm(dim=-1).max()
         of_staying = of_staying.where(~lost, -torch.inf)
-        log_weights = torch.cat([of_staying[:, None], log_weights.view(-1, PROPOSALS)], 1)
+        log_weights = torch.cat([of_staying[:, None], log_weights.view(-1, _PROPOSALS)], 1)
         # One without weight is still somewhere where all five are.
         chosen = log_weights.clamp(min=torch.finfo(z.dtype).min).softmax(1).multinomial(1)[..., None]
 
         def jump(states: Tensor, draws: Tensor) -> Tensor:
-            both = torch.cat([states[:, None], draws.unflatten(0, (-1, PROPOSALS))], 1)
+            both = torch.cat([states[:, None], draws.unflatten(0, (-1, _PROPOSALS))], 1)
             return both.take_along_dim(chosen, 1)[:, 0]
 
         self.x = jump(x_states, x)

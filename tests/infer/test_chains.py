@@ -107,6 +107,25 @@ def test_jumps_find_what_no_walk_comes_to() -> None:
     assert share == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 1000))
 
 
+def test_a_walk_that_a_model_refuses_is_not_taken() -> None:
+    """As a Cholesky factor of what is not finite: all jump from where they are; the next step is shorter."""
+
+    def log_density(z: Tensor) -> Tensor:
+        if z.abs().max() > 100:
+            raise ValueError("not positive definite")
+        return -z.square().sum(-1) / 2
+
+    torch.manual_seed(0)
+    chains = Chains(_log_weights_of(log_density), lambda x: x)
+    chains.step_size = 1e3
+    chains.x = torch.randn(1000, SIZE)
+    for times in range(1, 5):
+        _moved(chains, 1, 4000)
+        assert chains.step_size == 1e3 / 2**times
+    # The flow is the posterior: each is one of five draws with the same weight.
+    _assert_normal(chains.x, 0.0, 1.0)
+
+
 def test_a_state_that_is_lost_jumps() -> None:
     """Too far out for a flow's precision, with a weight that would keep it there for ever."""
     chains = _chains_of(0.0, 1e4)

@@ -170,12 +170,13 @@ def test_a_chain_is_where_it_was_when_the_flow_is_another() -> None:
     place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 2.0)
     target.chains.x = place.expand(256, 3)
     # So that no walk leads away.
-    target.chains.step_size = 1e-5
+    target.chains.step_size = 1e-6
     for _ in range(3):
         with torch.no_grad():
             guide.affine.loc.add_(0.1)
-        target._move_chains()
-        torch.testing.assert_close(target.chains.x, place.expand(256, 3), atol=1e-3, rtol=1e-3)
+        _, weights, _ = target._move_chains()
+        torch.testing.assert_close(target.chains.x, place.expand(256, 3), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(weights[:256], torch.full((256,), 1 / 256))
 
 
 def test_draws_that_are_astray_have_a_small_weight() -> None:
