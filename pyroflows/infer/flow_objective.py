@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -56,7 +54,7 @@ class FlowObjective(Objective):
         # parameters make large is the bound alone.
         self.forward_lr = None if self.learns_model else 3e-3
         self._forward_steps = 0
-        self.chains = Chains(self._weigh, lambda x: self._invert(x)[0])
+        self.chains = Chains(self._weigh, lambda x: self.transform.inv(x))
 
     def start_elsewhere(self, only_better: bool) -> bool:
         return self.guide.start_elsewhere(self.args, self.kwargs, only_better)
@@ -78,12 +76,11 @@ class FlowObjective(Objective):
 
     def _difference(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`log q - log p` of draws, with the path gradient, and of which of them the flow is finite."""
-        # Not by the call, which remembers what nobody will ask for.
-        x, _ = self.transform.call_and_ladj(z)
-        log_p = self.log_density(x)
-        with _held(self.of_flow):
-            log_q = self._log_q(x)
-        return log_q - log_p, x.isfinite().all(-1) & log_q.isfinite()
+        x, ladj, score = self.transform.call_and_score(z, -z)
+        log_p, log_q = self.log_density(x), (_log_normal(z) - ladj).detach()
+        # Of value zero.
+        path = (score * (x - x.detach())).sum(-1)
+        return log_q + path - log_p, path.isfinite() & log_q.isfinite()
 
     def forward_loss(self, far: bool) -> tuple[Tensor, Tensor]:
         r"""A loss with the gradient of the forward divergence, and the negative evidence lower bound.
@@ -163,13 +160,6 @@ class FlowObjective(Objective):
         # Where the model has no density, or the flow overflows, a draw has no weight.
         return x, log_weights.where(log_weights.isfinite(), -torch.inf)
 
-    def _log_q(self, x: Tensor) -> Tensor:
-        z, ladj = self._invert(x)
-        return _log_normal(z) + ladj
-
-    def _invert(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.transform.inv.call_and_ladj(x)  # type: ignore[attr-defined]
-
 
 def _wider(size: int) -> float:
     """The factor that puts draws of the base further out by 1.5 standard deviations of their radius."""
@@ -179,15 +169,3 @@ def _wider(size: int) -> float:
 def _log_normal(z: Tensor) -> Tensor:
     """The log density of the base, without Pyro's checks of its values."""
     return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
-
-
-@contextmanager
-def _held(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Parameters that are constants for a while."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

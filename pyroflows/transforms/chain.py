@@ -91,6 +91,15 @@ class Chain(FlowTransform):
             total = total + ladj
         return value, total
 
+    def _forward_and_score(
+        self, z: Tensor, score: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        value, total, score = self._parts[0]._forward_and_score(z, score, context)
+        for part in self._parts[1:]:
+            value, ladj, score = part._forward_and_score(value, score, context)
+            total = total + ladj
+        return value, total, score
+
     def _initialize(self, x: Tensor, context: Tensor | None) -> Tensor:
         for part in reversed(self._parts):
             x = part._initialize(x, context)

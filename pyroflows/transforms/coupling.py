@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Size, Tensor, nn
 
 from pyroflows.layers import initialize
 from pyroflows.nets import MLP, ConvNet
-from pyroflows.transforms.base import FlowTransform, as_size, sum_last
+from pyroflows.transforms.base import FlowTransform, as_size, gradient, sum_last
 from pyroflows.transforms.elementwise import ElementwiseMap
 from pyroflows.transforms.maps import get_map
 from pyroflows.transforms.partition import Partition, get_partition
@@ -78,6 +79,24 @@ class Coupling(FlowTransform):
         passes, changes = self.partition.split(x)
         changed, ladj = self.elementwise.inverse_and_ladj(changes, self._parameters_of(passes, context))
         return self.partition.merge(passes, changed), self._total(ladj)
+
+    def _forward_and_score(
+        self, z: Tensor, score: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        passes, changes = self.partition.split(z)
+        # Apart from what passes, or a gradient at the one would be sought through the other.
+        changes = changes.view_as(changes)
+        changed, ladj = self.elementwise.forward_and_ladj(changes, self._parameters_of(passes, context))
+        of_passes, of_changes = self.partition.split(score)
+        counted = self.partition.changing(torch.ones_like(ladj))
+        # As if what passes were fixed, and then what the others owe to it.
+        of_changes = (of_changes - gradient(changes, (ladj, counted))) / ladj.detach().exp()
+        owed = gradient(passes, (changed, counted * of_changes), (ladj, counted))
+        return (
+            self.partition.merge(passes, changed),
+            self._total(ladj),
+            self.partition.merge(of_passes - owed, of_changes),
+        )
 
     def _initialize(self, x: Tensor, context: Tensor | None) -> Tensor:
         initialize(self.conditioner, *self._inputs(self.partition.split(x)[0], context))

@@ -91,7 +91,8 @@ class AffineMap(ElementwiseMap):
 
     def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(parameters)
-        return z * torch.exp(-log_scale) - shift, -log_scale
+        ladj = -log_scale
+        return z * torch.exp(ladj) - shift, ladj
 
     def inverse_and_ladj(self, x: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(parameters)

@@ -54,5 +54,11 @@ class Permutation(FlowTransform):
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._select(x, self.order)
 
+    def _forward_and_score(
+        self, z: Tensor, score: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        order = self.order.argsort()
+        return *self._select(z, order), self._select(score, order)[0]
+
     def _select(self, value: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         return value.index_select(-len(self.event_shape), order), value.new_zeros(())

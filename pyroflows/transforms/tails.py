@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pyroflows.transforms.base import FlowTransform, sum_last
+from pyroflows.transforms.base import FlowTransform, gradient, sum_last
 
 __all__ = ["SinhArcsinh", "sinh_arcsinh"]
 
@@ -47,11 +47,22 @@ class SinhArcsinh(FlowTransform):
         self.lean = nn.Parameter(torch.zeros(self.event_shape))
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, ladj = self._forward_of_each(z)
+        return x, self._total(ladj)
+
+    def _forward_and_score(
+        self, z: Tensor, score: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, ladj = self._forward_of_each(z)
+        of_ladj = gradient(z, (ladj, torch.ones_like(ladj)))
+        return x, self._total(ladj), (score - of_ladj) / ladj.detach().exp()
+
+    def _forward_of_each(self, z: Tensor) -> tuple[Tensor, Tensor]:
         before = torch.asinh(z)
         moved, lean = before + self.skewness, self.lean.tanh()
         root = (1 + moved.square()).sqrt()
         after = self.log_tail.exp() * (moved + lean * (root - 1))
-        return torch.sinh(after), self._total(before, after, lean * moved / root)
+        return torch.sinh(after), self._ladj_of_each(before, after, lean * moved / root)
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         after = torch.asinh(x)
@@ -65,11 +76,14 @@ class SinhArcsinh(FlowTransform):
             alike, bent + root, rest
         )
         before = moved - self.skewness
-        return torch.sinh(before), -self._total(before, after, lean * moved / (1 + moved.square()).sqrt())
+        slope = lean * moved / (1 + moved.square()).sqrt()
+        return torch.sinh(before), -self._total(self._ladj_of_each(before, after, slope))
 
-    def _total(self, before: Tensor, after: Tensor, slope: Tensor) -> Tensor:
-        """The ladj, by the arguments of sinh: by its values these would be kept with the ladj's graph."""
-        ladj = self.log_tail + torch.log1p(slope) + _log_cosh(after) - _log_cosh(before)
+    def _ladj_of_each(self, before: Tensor, after: Tensor, slope: Tensor) -> Tensor:
+        """By the arguments of sinh: by its values these would be kept with the ladj's graph."""
+        return self.log_tail + torch.log1p(slope) + _log_cosh(after) - _log_cosh(before)
+
+    def _total(self, ladj: Tensor) -> Tensor:
         return sum_last(ladj, len(self.event_shape))
 
 

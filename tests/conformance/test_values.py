@@ -82,6 +82,28 @@ def test_gradients_are_true(example: Example) -> None:
         assert torch.autograd.gradcheck(outputs, inputs, fast_mode=True)
 
 
+def test_score_is_that_of_autograds_jacobian(example: Example) -> None:
+    """And what comes with it has the same values and gradients as without."""
+    transform = example.make()
+    given, z = context(transform, 2), latent(transform, 2)
+    score = torch.randn_like(z)
+    x, ladj, found = transform.call_and_score(z, score, given)
+    assert not found.requires_grad
+    view = conditioned(transform, given)
+    expected = view.call_and_ladj(z)
+    torch.testing.assert_close((x, ladj), expected, atol=1e-12, rtol=1e-12)
+    for i in range(2):
+        one = conditioned(transform, None if given is None else given[i])
+        jacobian, of_ladj = torch.autograd.functional.jacobian(one.call_and_ladj, z[i])
+        jacobian = jacobian.reshape(z[i].numel(), -1)
+        right = (score[i] - of_ladj).flatten()
+        torch.testing.assert_close(jacobian.T @ found[i].flatten(), right, atol=1e-8, rtol=1e-8)
+    learned = [parameter for parameter in transform.parameters() if parameter.requires_grad]
+    if learned:
+        sums = ((x * score.reshape(x.shape)).sum() + ladj.sum() for x, ladj in ((x, ladj), expected))
+        torch.testing.assert_close(*(torch.autograd.grad(total, learned) for total in sums))
+
+
 class _Called(torch.nn.Module):
     def __init__(self, transform: torch.nn.Module, forward: bool) -> None:
         super().__init__()
