@@ -120,9 +120,9 @@ class LogDensity:
     def _trace(self, values: dict[str, Tensor]) -> Trace:
         conditioned = poutine.condition(self.model, data=values)
         # No message may reach the handlers of a guide or an ELBO that this is called from.
-        with poutine.block(), poutine.trace(param_only=True) as seen:
+        with poutine.block():
             trace = poutine.trace(conditioned).get_trace(*self.args, **self.kwargs)
-        self.parameters = learned(seen.trace)
+        self.parameters = learned(trace)
         return trace
 
 
