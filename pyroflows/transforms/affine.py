@@ -87,6 +87,14 @@ class TriangularAffine(FlowTransform):
         whitened = z @ self._learned.T + self.loc
         return whitened @ self.fixed_tril.T + self.fixed_loc, self._total
 
+    def _forward_and_score(
+        self, z: Tensor, score: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, ladj = self._forward_and_ladj(z, context)
+        rows = score.reshape(-1, score.shape[-1])
+        score = torch.linalg.solve_triangular(self.tril.detach(), rows, upper=False, left=False)
+        return x, ladj, score.reshape(x.shape)
+
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         whitened = _solve(self.fixed_tril, x - self.fixed_loc)
         return _solve(self._learned, whitened - self.loc), -self._total

@@ -90,7 +90,9 @@ class Coupling(FlowTransform):
         of_passes, of_changes = self.partition.split(score)
         counted = self.partition.changing(torch.ones_like(ladj))
         # As if what passes were fixed, and then what the others owe to it.
-        of_changes = (of_changes - gradient(changes, (ladj, counted))) / ladj.detach().exp()
+        if not self.elementwise.linear:
+            of_changes = of_changes - gradient(changes, (ladj, counted))
+        of_changes = of_changes / ladj.detach().exp()
         owed = gradient(passes, (changed, counted * of_changes), (ladj, counted))
         return (
             self.partition.merge(passes, changed),

@@ -20,8 +20,8 @@ __all__ = ["AdditiveMap", "AffineMap", "ElementwiseMap", "SplineMap"]
 class ElementwiseMap(nn.Module):
     """A monotone map of one number, whose parameters a conditioner computes for each element.
 
-    A subclass sets `n_parameters` and writes both directions; with all parameters 0 (where conditioners
-    start) it should be close to the identity.
+    A subclass sets `n_parameters`, and `linear` where an element's ladj depends on these alone, and writes
+    both directions; with all parameters 0 (where conditioners start) it should be close to the identity.
 
     Shapes:
         `z`, `x` and each element's ladj: `(*batch, *event)`; `parameters`:
@@ -29,6 +29,7 @@ class ElementwiseMap(nn.Module):
     """
 
     n_parameters: int
+    linear = False
 
     def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """`x` and log|dx/dz| (nats) of each element."""
@@ -52,6 +53,7 @@ class AdditiveMap(ElementwiseMap):
     """
 
     n_parameters = 1
+    linear = True
 
     def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         return z - parameters.squeeze(-1), torch.zeros_like(z)
@@ -82,6 +84,7 @@ class AffineMap(ElementwiseMap):
     """
 
     n_parameters = 2
+    linear = True
 
     def __init__(self, scale: str = "sigmoid") -> None:
         super().__init__()
