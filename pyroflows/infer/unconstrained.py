@@ -95,12 +95,12 @@ class LogDensity:
         except can_fail:
             return False
         finite = alone.isfinite()
-        # Rows of no density are alike whether or not the model broadcasts.
-        if together.shape != alone.shape or not finite.any():
+        # Rows of no density, infinite or not a number, are alike whether or not the model broadcasts.
+        if not finite.any() or not torch.equal(together.isfinite(), finite):
             return False
         # A subsample is drawn anew for each; that they have one value each is all that can be asked.
         tolerance = 1e-3 * (1 + alone[finite].abs().max().item())
-        return torch.allclose(together, alone, rtol=0, atol=tolerance, equal_nan=True)
+        return torch.allclose(together[finite], alone[finite], rtol=0, atol=tolerance)
 
     def sites(self, u: Tensor) -> list[Any]:
         """Pyro's messages of the latent sites, at `u` of shape `(D,)`."""

@@ -51,6 +51,15 @@ def test_rows_without_a_density_say_nothing_of_the_others() -> None:
     assert not log_density.broadcasts(torch.tensor([[-1.0], [-2.0]]))
 
 
+def test_rows_that_overflow_in_another_way_together_are_alike() -> None:
+    def overflows() -> None:
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.factor("x", torch.where(u < 0, torch.nan if u.dim() else -torch.inf, 0.0))
+
+    log_density = AutoFlow(overflows, init="prior").log_density()
+    assert log_density.broadcasts(torch.tensor([[-1.0], [1.0]]))
+
+
 def test_a_model_that_mixes_its_draws_does_not_broadcast() -> None:
     def mixing() -> None:
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
