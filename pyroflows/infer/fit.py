@@ -35,7 +35,7 @@ def fit_guide(
     looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too, if that promises more. Its
     last round is by the forward divergence, with draws chosen by their weights, unless k-hat is low; where
-    that stays 0.5 or more there are some of these: two fifths of the steps are kept for them. A guide that is
+    that stays 0.5 or more there are some of these: half of the steps is kept for them. A guide that is
     far after its start has one long round by the bound and one by the forward divergence, with chains of
     draws that find what the bound leaves out.
 
@@ -45,7 +45,7 @@ def fit_guide(
         model: The model. Its own parameters are fitted too.
         guide: The guide: an `AutoFlow`, or any other of Pyro's.
         args: What both are called with.
-        max_steps: The largest number of steps; a quarter more where the first start is bad.
+        max_steps: The largest number of steps; a quarter more where it starts again.
         num_particles: Number of draws of a step, by default 128, or 16 where the model does not broadcast.
         seed: Of the draws.
         objective: One of Pyro's ELBOs to use instead, `TraceMeanField_ELBO()`, say. The guide has to be one

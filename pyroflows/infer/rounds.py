@@ -97,6 +97,8 @@ class Rounds:
     def __init__(self, target: Objective, max_steps: int, progress_bar: bool) -> None:
         self.target, self.max_steps = target, max_steps
         self.mends = target.forward_lr is not None
+        # Of the steps, those that are not for the bound.
+        self.kept = max_steps // 2 if self.mends else 0
         self.far = False
         self.losses: list[float] = []
         self.bar = tqdm(total=max_steps, disable=not progress_bar, unit="step")
@@ -114,18 +116,17 @@ class Rounds:
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done = best.gap < _CLOSE and not learns_model
-        kept = 2 * self.max_steps // 5 if self.mends else 0
-        steps = self._steps(best, self._left - kept if self.mends else _STEPS)
+        steps = self._steps(best, self._left - self.kept if self.mends else _STEPS)
         # A round that is cut short gains nothing.
-        while not done and self._left - kept >= steps // 2:
+        while not done and self._left - self.kept >= steps // 2:
             self._restore(best)
             try:
-                state = self._round(min(steps, self._left - kept))
+                state = self._round(min(steps, self._left - self.kept))
             except FloatingPointError:
                 break
             gained = state.robust - best.robust
             best = max(best, state, key=lambda state: state.robust)
-            steps = self._steps(best, self._left - kept)
+            steps = self._steps(best, self._left - self.kept)
             # Of a model's own parameters little of the bound may still be much.
             little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
             # Weights are of use where the guide is near.
@@ -176,8 +177,7 @@ class Rounds:
         if not self._left:
             return False
         started = self.target.start_elsewhere(only_better)
-        # A flow has a long way to go then, even if no other start is better; another guide may be at its end.
-        if started or self.mends:
+        if started:
             more = self.max_steps // 4
             self.bar.total += more
             self.max_steps += more
