@@ -19,9 +19,9 @@ __all__ = ["FitResult", "Rounds"]
 # `_GOOD` that is no luck of the draws, not even of those of one estimate, and below `_LOW` all is well.
 _BAD, _GOOD, _LOW = 0.7, 0.5, 0.3
 
-# Nats between the evidence and its bound: those that move a mean by 0.095 standard deviations at the most,
+# Nats between the evidence and its bound: those that move a mean by 0.07 standard deviations at the most,
 # those from which on more steps are worth it, and those that say that the start was bad.
-_CLOSE, _LACKING, _FAR = 4.5e-3, 0.02, 0.3
+_CLOSE, _LACKING, _FAR = 2.5e-3, 0.02, 0.3
 
 # Steps of the round from a start, and of the one after it where that is far; and of any others.
 _STEPS, _MORE = 500, 300
