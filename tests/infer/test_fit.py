@@ -43,12 +43,12 @@ def test_a_posterior_that_is_known_is_found() -> None:
     assert result.elbo <= evidence.item() + 1e-3
 
 
-def test_a_normal_posterior_is_done_after_a_round_of_each_kind_at_the_most() -> None:
-    """Of weights that are all but equal k-hat is luck; whether there is a second round hangs on it."""
+def test_a_normal_posterior_is_done_after_a_round_of_each_kind_and_its_bound_is_the_evidence() -> None:
     guide = AutoFlow(conjugate)
-    result = fit_guide(conjugate, guide, progress_bar=False)
+    # Of weights that are all but equal k-hat is luck, and at other seeds so low that one round is enough.
+    result = fit_guide(conjugate, guide, seed=3, progress_bar=False)
     assert result.converged
-    assert len(result.losses) in (500, 800)
+    assert len(result.losses) == 800
     assert result.elbo == pytest.approx(EVIDENCE, abs=3e-3)
     draws = guide.sample_posterior(20_000)["z"]
     torch.testing.assert_close((draws.mean(0) - X / 2) / SDS, torch.zeros(3), atol=0.05, rtol=0)
