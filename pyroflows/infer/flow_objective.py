@@ -54,7 +54,7 @@ class FlowObjective(Objective):
         # parameters make large is the bound alone.
         self.forward_lr = None if self.learns_model else 3e-3
         self._forward_steps = 0
-        self.chains = Chains(self._weigh, lambda x: self.transform.inv(x))
+        self.chains = Chains(self._weigh, self.transform.inv)
 
     def start_elsewhere(self, only_better: bool) -> bool:
         return self.guide.start_elsewhere(self.args, self.kwargs, only_better)

@@ -91,19 +91,17 @@ class TriangularAffine(FlowTransform):
         self, z: Tensor, score: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         x, ladj = self._forward_and_ladj(z, context)
-        rows = score.reshape(-1, score.shape[-1])
-        score = torch.linalg.solve_triangular(self.tril.detach(), rows, upper=False, left=False)
-        return x, ladj, score.reshape(x.shape)
+        return x, ladj, _times_inverse(score, self.tril.detach(), upper=False)
 
     def _inverse_and_ladj(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        whitened = _solve(self.fixed_tril, x - self.fixed_loc)
-        return _solve(self._learned, whitened - self.loc), -self._total
+        whitened = _times_inverse(x - self.fixed_loc, self.fixed_tril.T, upper=True)
+        return _times_inverse(whitened - self.loc, self._learned.T, upper=True), -self._total
 
 
-def _solve(tril: Tensor, x: Tensor) -> Tensor:
+def _times_inverse(x: Tensor, factor: Tensor, upper: bool) -> Tensor:
     # All vectors at once: of a batch of systems, each would get a copy of the factor.
     rows = x.reshape(-1, x.shape[-1])
-    return torch.linalg.solve_triangular(tril.T, rows, upper=True, left=False).reshape(x.shape)
+    return torch.linalg.solve_triangular(factor, rows, upper=upper, left=False).reshape(x.shape)
 
 
 def triangular_affine(event_shape: int | tuple[int, ...]) -> TriangularAffine:

@@ -84,7 +84,7 @@ class Coupling(FlowTransform):
         self, z: Tensor, score: Tensor, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         passes, changes = self.partition.split(z)
-        # Apart from what passes, or a gradient at the one would be sought through the other.
+        # Apart from what passes, or a gradient at the one would be sought, for nothing, through the other.
         changes = changes.view_as(changes)
         changed, ladj = self.elementwise.forward_and_ladj(changes, self._parameters_of(passes, context))
         of_passes, of_changes = self.partition.split(score)
