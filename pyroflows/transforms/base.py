@@ -154,6 +154,10 @@ class FlowTransform(TransformModule, ConditionalTransform):
         The scores (nats per unit of `z`, of `x`) have their shapes. The one of `x` is a constant; `x` and the
         ladj have the gradients of the transform's parameters, and none of `z`.
 
+        Raises:
+            ValueError: The score has another shape than `z`, or a shape, dtype or context is not the one
+                expected.
+
         Source: Vaitl et al. 2024, "Fast and unified path gradient estimators for normalizing flows", arXiv
         2403.15881 (the recursion).
 
@@ -165,9 +169,15 @@ class FlowTransform(TransformModule, ConditionalTransform):
             >>> x.tolist(), score.tolist()  # of a normal with a standard deviation of 2
             ([2.0], [-0.5])
         """
+        if score.shape != z.shape:
+            raise ValueError(
+                f"{type(self).__name__} expected a score of the shape of z, {tuple(z.shape)}, got "
+                f"{tuple(score.shape)}"
+            )
         if context is not None:
             self._check_context(context)
-        z, context = self._prepare(z.detach().requires_grad_(), context, True)
+        z, context = self._prepare(z.detach(), context, True)
+        z.requires_grad_()
         with torch.enable_grad():
             x, ladj, score = self._forward_and_score(z, score.detach().expand_as(z), context)
         return x, ladj.expand(z.shape[: z.dim() - len(self.latent_shape)]), score

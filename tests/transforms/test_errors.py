@@ -68,6 +68,14 @@ def test_calling(value: torch.Tensor, message: str) -> None:
     for call in calls:
         with pytest.raises(ValueError, match=message):
             call(value)
+    with pytest.raises(ValueError, match=message):
+        transform.call_and_score(value, torch.zeros(value.shape))
+
+
+def test_scores() -> None:
+    transform = glow(5, steps=1, hidden_features=(4,))
+    with pytest.raises(ValueError, match=r"score of the shape of z, \(3, 5\), got \(5,\)"):
+        transform.call_and_score(torch.zeros(3, 5), torch.zeros(5))
 
 
 def test_a_transform_without_parameters_takes_reals() -> None:
@@ -88,6 +96,8 @@ def test_contexts() -> None:
         transform.condition(torch.zeros(2, dtype=torch.float64))(torch.zeros(5))
     with pytest.raises(ValueError, match=r"\(3,\) and the context's batch shape \(4,\) do not broadcast"):
         transform.condition(torch.zeros(4, 2))(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match=r"context of shape \(\*batch, 2\), got \(3,\)"):
+        transform.call_and_score(torch.zeros(5), torch.zeros(5), torch.zeros(3))
 
 
 def test_a_conditioner_of_the_wrong_size() -> None:
