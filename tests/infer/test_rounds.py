@@ -230,6 +230,19 @@ def test_a_guide_that_is_far_has_one_long_round_of_each_kind(
     assert result.converged == (sign > 0)
 
 
+class _Restarted(_Narrow):
+    """The same, which starts again where it was."""
+
+    def start_elsewhere(self, only_better: bool) -> bool:
+        return True
+
+
+def test_steps_for_another_start_are_for_the_bound(rounds: list[tuple[int, str]]) -> None:
+    """A quarter more: 2,750 of 2,200, of which 1,100 are kept as before."""
+    Rounds(_Restarted(scale=0.45), 2200, progress_bar=False).run()
+    assert rounds == [*[(500, "bound")] * 2, (650, "bound"), (1100, "forward")]
+
+
 class _Changing(_Tailed):
     """The same, of another tail once a step is by the forward divergence."""
 
