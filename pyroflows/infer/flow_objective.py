@@ -32,7 +32,7 @@ class FlowObjective(Objective):
     through Pyro's messages.
     """
 
-    lr, max_norm = 5e-3, 1.0
+    lr, max_norm = 1e-2, 1.0
 
     def __init__(
         self, guide: AutoFlow, args: tuple[Any, ...], kwargs: dict[str, Any], num_particles: int | None = None
