@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyroflows.infer.chains import Chains, truncated
+from pyroflows.infer.chains import Chains, log_normal, truncated
 from pyroflows.infer.guides import AutoFlow
 from pyroflows.infer.normals import without_validation
 from pyroflows.infer.objectives import DRAWS_ALONE, DRAWS_TOGETHER, Objective
@@ -18,8 +18,11 @@ __all__ = ["FlowObjective"]
 # For each draw of a step those of which the forward divergence chooses, and the steps with the same ones.
 _CHOICE_TOGETHER, _CHOICE_ALONE, _STEPS_OF_CHOICE = 64, 16, 16
 
+# Steps of a walk of the chains.
+_LEAPS_TOGETHER, _LEAPS_ALONE = 128, 8
+
 # Of a guide that is far: the nats below the mean weight from which on a draw is astray, and its weight.
-_ASTRAY, _PULL = 10.0, 0.05
+_ASTRAY, _PULL = 10.0, 0.08
 
 
 class FlowObjective(Objective):
@@ -54,7 +57,8 @@ class FlowObjective(Objective):
         # parameters make large is the bound alone.
         self.forward_lr = None if self.learns_model else 3e-3
         self._forward_steps = 0
-        self.chains = Chains(self._weigh, self.transform.inv)
+        leaps = _LEAPS_TOGETHER if self.together else _LEAPS_ALONE
+        self.chains = Chains(self.log_density, self.transform, guide.whitened, leaps)
 
     def start_elsewhere(self, only_better: bool) -> bool:
         return self.guide.start_elsewhere(self.args, self.kwargs, only_better)
@@ -77,7 +81,7 @@ class FlowObjective(Objective):
     def _difference(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """`log q - log p` of draws, with the path gradient, and of which of them the flow is finite."""
         x, ladj, score = self.transform.call_and_score(z, -z)
-        log_p, log_q = self.log_density(x), (_log_normal(z) - ladj).detach()
+        log_p, log_q = self.log_density(x), (log_normal(z) - ladj).detach()
         # Of value zero.
         path = (score * (x - x.detach())).sum(-1)
         return log_q + path - log_p, path.isfinite() & log_q.isfinite()
@@ -142,11 +146,11 @@ class FlowObjective(Objective):
         """
         z = self.base.sample((self.candidates,))
         x, log_weights = self._weigh(z)
-        of_chains = self.chains.move(z, x, log_weights)
+        of_chains, near = self.chains.move(z, x, log_weights)
         finite = log_weights.isfinite()
         mean = log_weights.logsumexp(0) - math.log(len(z))
         astray = finite & (log_weights < mean - _ASTRAY)
-        weights = torch.cat([x.new_full((len(of_chains),), 1 / len(of_chains)), _PULL * astray / len(z)])
+        weights = torch.cat([near / len(near), _PULL * astray / len(z)])
         return torch.cat([of_chains, z]), weights, log_weights[finite].mean()
 
     @torch.no_grad()
@@ -156,7 +160,7 @@ class FlowObjective(Objective):
     def _weigh(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """What draws of the base become, and the log weights of it."""
         x, ladj = self.transform.call_and_ladj(z)
-        log_weights = self.log_density(x) - _log_normal(z) + ladj
+        log_weights = self.log_density(x) - log_normal(z) + ladj
         # Where the model has no density, or the flow overflows, a draw has no weight.
         return x, log_weights.where(log_weights.isfinite(), -torch.inf)
 
@@ -164,8 +168,3 @@ class FlowObjective(Objective):
 def _wider(size: int) -> float:
     """The factor that puts draws of the base further out by 1.5 standard deviations of their radius."""
     return 1 + 1.5 / (2 * size) ** 0.5
-
-
-def _log_normal(z: Tensor) -> Tensor:
-    """The log density of the base, without Pyro's checks of its values."""
-    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

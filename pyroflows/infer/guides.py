@@ -187,6 +187,11 @@ class AutoFlow(AutoContinuous):
         return self.transform.transforms[1]  # type: ignore[return-value]
 
     @property
+    def whitened(self) -> Chain:
+        """The transform from the whitened space, without the flow."""
+        return Chain([part for part in (self.affine, self._coordinates) if part is not None])
+
+    @property
     def _coordinates(self) -> Chain | None:
         """The part of the transform after that, if there is one."""
         parts = self.transform.transforms

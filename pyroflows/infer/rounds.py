@@ -20,8 +20,9 @@ __all__ = ["FitResult", "Rounds"]
 _BAD, _GOOD, _LOW = 0.7, 0.5, 0.3
 
 # Nats between the evidence and its bound: those that move a mean by 0.07 standard deviations at the most,
-# those from which on more steps are worth it, and those that say that the start was bad.
-_CLOSE, _LACKING, _FAR = 2.5e-3, 0.02, 0.3
+# those from which on more steps are worth it, those that say that parts of the posterior are left out, and
+# those that say that the start was bad.
+_CLOSE, _LACKING, _FAR, _LOST = 2.5e-3, 0.02, 0.3, 3.0
 
 # Steps of the round from a start, and of the one after it where that is far; and of any others.
 _STEPS, _MORE = 500, 300
@@ -76,9 +77,14 @@ class _State:
         return self.gap >= _FAR
 
     @property
+    def lost(self) -> bool:
+        """Whether it is near no part of the posterior, or near a small one."""
+        return self.gap >= _LOST
+
+    @property
     def badly_started(self) -> bool:
         """Whether the start may be to blame, and not only a tail of weights that are almost equal."""
-        return self.far or (self.khat >= 1 and self.gap >= _LACKING)
+        return self.lost or (self.khat >= 1 and self.gap >= _LACKING)
 
     @property
     def enough(self) -> bool:
@@ -116,7 +122,7 @@ class Rounds:
         # A guide may be good of a model that is not yet.
         learns_model = self.target.learns_model
         done = best.gap < _CLOSE and not learns_model
-        steps = self._steps(best, self._left - self.kept if self.mends else _STEPS)
+        steps = self._steps(self._far_to_go(best), self._left - self.kept if self.mends else _STEPS)
         # A round that is cut short gains nothing.
         while not done and self._left - self.kept >= steps // 2:
             self._restore(best)
@@ -126,11 +132,11 @@ class Rounds:
                 break
             gained = state.robust - best.robust
             best = max(best, state, key=lambda state: state.robust)
-            steps = self._steps(best, self._left - self.kept)
+            steps = self._steps(self._far_to_go(best), self._left - self.kept)
             # Of a model's own parameters little of the bound may still be much.
             little = max(2 * state.error, 0.0 if learns_model else _CLOSE)
-            # Weights are of use where the guide is near.
-            to_mend = best.khat >= _GOOD and not best.far and self.mends
+            # Neither weights nor chains are of use where the guide is nowhere near.
+            to_mend = best.khat >= _GOOD and not best.lost and self.mends
             done = (best.enough and not learns_model) or gained < little or to_mend
         return best, done
 
@@ -138,7 +144,7 @@ class Rounds:
         """The same after a round by the forward divergence, or more of them where k-hat is not good then."""
         self._restore(best)
         self.far = best.far
-        steps = self._steps(best, self._left)
+        steps = self._steps(best.far, self.kept)
         while self._left >= _MORE // 2:
             try:
                 state = self._round(steps, forward=True)
@@ -153,10 +159,14 @@ class Rounds:
                 break
         return best, done and best.khat < _GOOD
 
+    def _far_to_go(self, state: _State) -> bool:
+        """Whether there is, by the bound; what is left out of a guide that is near chains find sooner."""
+        return state.lost if self.mends else state.far
+
     @staticmethod
-    def _steps(state: _State, where_far: int) -> int:
+    def _steps(far: bool, where_far: int) -> int:
         """Of the next round: one long decay goes further than short ones where there is far to go."""
-        return max(where_far, _MORE) if state.far else _MORE
+        return max(where_far, _MORE) if far else _MORE
 
     def _first(self) -> _State:
         """The guide after a round from the start, or from another one where that is bad."""

@@ -116,9 +116,10 @@ def test_the_forward_loss_weighs_many_draws_in_few_steps(far: bool, monkeypatch:
         return log_density(x)
 
     monkeypatch.setattr(target, "log_density", seen)
+    monkeypatch.setattr(target.chains, "log_density", seen)
     losses = [target.forward_loss(far)[0].item() for _ in range(2 * 16)]
-    # The second time there are chains, which walk three steps.
-    assert weighed == [64 * 16] * 2 + [16 * 16] * 4 * far
+    # The second time there are chains, which walk 128 steps, and have a weight then.
+    assert weighed == [64 * 16] * 2 + [16 * 16] * (128 + 2) * far
     # Each step has its own choice all the same.
     assert len(set(losses)) == 2 * 16
 
@@ -163,17 +164,17 @@ def test_the_chains_become_the_posteriors() -> None:
 
 
 def test_a_chain_is_where_it_was_when_the_flow_is_another() -> None:
-    """Two sds out, of a guide that is too narrow by a factor of five: other weights are e^-40 of its."""
+    """Off by 0.9 sds, of a guide that is too narrow by a factor of five: other weights are e^-20 of its."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.log_diagonal.sub_(math.log(5.0))
-    place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 2.0)
+    place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 0.9)
     target.chains.x = place.expand(256, 3)
     # So that no walk leads away.
     target.chains.step_size = 1e-6
     for _ in range(3):
         with torch.no_grad():
-            guide.affine.loc.add_(0.1)
+            guide.affine.loc.add_(0.02)
         _, weights, _ = target._move_chains()
         torch.testing.assert_close(target.chains.x, place.expand(256, 3), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(weights[:256], torch.full((256,), 1 / 256))
@@ -191,7 +192,7 @@ def test_draws_that_are_astray_have_a_small_weight() -> None:
     below = 3 * math.log(4.0) - 7.5 * draws.square().sum(-1) + 10
     assert (of_draws[below < -0.2] == of_draws.max()).all()
     assert (of_draws[below > 0.2] == 0).all()
-    assert of_draws.max().item() == pytest.approx(0.05 / 4096)
+    assert of_draws.max().item() == pytest.approx(0.08 / 4096)
     assert (below < -0.2).sum() > 1000
 
 
