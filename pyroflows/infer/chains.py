@@ -20,7 +20,7 @@ _PROPOSALS, _EACH, _FIRST = 4, 6, 2
 _ACCEPTED, _RATE, _SMALLEST = 0.95, 0.5, 0.2
 
 # Of the furthest proposal's distance from the base's mean, from where on a state is out of reach.
-_REACH = 2.0
+_REACH = 10.0
 
 
 class Chains:

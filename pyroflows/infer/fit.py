@@ -36,8 +36,7 @@ def fit_guide(
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too, if that promises more. Its
     last round is by the forward divergence, with draws chosen by their weights, unless k-hat is low; where
     that stays 0.5 or more there are some of these: half of the steps is kept for them. A guide that is
-    far after its start has one long round by the bound and one by the forward divergence, with chains of
-    draws that find what the bound leaves out.
+    far has one long round of these, with chains of draws that find what the bound leaves out.
 
     The random state of the caller is left as it was, and the param store is touched as `SVI` would.
 

@@ -18,7 +18,7 @@ __all__ = ["FlowObjective"]
 # For each draw of a step those of which the forward divergence chooses, and the steps with the same ones.
 _CHOICE_TOGETHER, _CHOICE_ALONE, _STEPS_OF_CHOICE = 64, 16, 16
 
-# Steps of a walk of the chains.
+# Steps of a walk of the chains: about as far as NUTS goes, where draws are cheap.
 _LEAPS_TOGETHER, _LEAPS_ALONE = 128, 8
 
 # Of a guide that is far: the nats below the mean weight from which on a draw is astray, and its weight.
@@ -132,8 +132,8 @@ class FlowObjective(Objective):
         r"""Chains of draws that become the posterior's, a few that are astray, their weights, and the bound.
 
         Where few draws come to a part of the posterior, the weights of those that do are too large to be
-        taken at once, and cut off they leave out what was to be found. Chains (`Chains`), all of the same
-        weight, remember what was drawn seldom.
+        taken at once, and cut off they leave out what was to be found. Chains (`Chains`), all that the flow
+        can learn from of the same weight, remember what was drawn seldom.
 
         No chain is where the posterior is not, so that nothing but what the guide lacks elsewhere tells it to
         leave. Draws there, `e^{-10}` of the mean weight and less, have a small weight for that. It is still a
