@@ -164,20 +164,32 @@ def test_the_chains_become_the_posteriors() -> None:
 
 
 def test_a_chain_is_where_it_was_when_the_flow_is_another() -> None:
-    """Off by 0.9 sds, of a guide that is too narrow by a factor of five: other weights are e^-20 of its."""
+    """Two sds out, of a guide that is too narrow by a factor of five: other weights are e^-40 of its."""
     guide, target = _of_the_conjugate_model(16)
     with torch.no_grad():
         guide.affine.log_diagonal.sub_(math.log(5.0))
-    place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 0.9)
+    place = guide.affine.fixed_loc + guide.affine.fixed_tril @ torch.full((3,), 2.0)
     target.chains.x = place.expand(256, 3)
     # So that no walk leads away.
     target.chains.step_size = 1e-6
     for _ in range(3):
         with torch.no_grad():
-            guide.affine.loc.add_(0.02)
+            guide.affine.loc.add_(0.1)
         _, weights, _ = target._move_chains()
         torch.testing.assert_close(target.chains.x, place.expand(256, 3), atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(weights[:256], torch.full((256,), 1 / 256))
+
+
+def test_a_chain_that_is_out_of_reach_has_no_weight() -> None:
+    """Twenty sds of the guide's out, and 20,000."""
+    guide, target = _of_the_conjugate_model(16)
+    z = torch.tensor([20.0, 20_000.0]).repeat(128)[:, None].expand(256, 3)
+    target.chains.x = guide.affine.fixed_loc + z @ guide.affine.fixed_tril.T
+    target.chains.log_density = lambda x: 0.0 * x.sum(-1)
+    # So that no walk leads away.
+    target.chains.step_size = 1e-6
+    _, weights, _ = target._move_chains()
+    torch.testing.assert_close(weights[:256], torch.tensor([1 / 256, 0.0]).repeat(128))
 
 
 def test_draws_that_are_astray_have_a_small_weight() -> None:
