@@ -30,9 +30,10 @@ def fit_guide(
 
     .. math:: \max_\phi \; \mathbb{E}_{q_\phi(z)} [\log p(x, z) - \log q_\phi(z)] \text{ (nats)}
 
-    by Adam with the path gradient, in rounds of some hundred steps. In each the step size decays by a cosine
-    and the weights of the last quarter are averaged. After each the importance weights of fresh draws are
-    looked at: they say whether the guide is good enough to stop, and which of the rounds' guides is best.
+    by Adam (of the networks' matrices in an `AutoFlow` by Muon) with the path gradient, in rounds of some
+    hundred steps. In each the step size decays by a cosine and the weights of the last quarter are averaged.
+    After each the importance weights of fresh draws are looked at: they say whether the guide is good enough
+    to stop, and which of the rounds' guides is best.
     Where the first round of an `AutoFlow` is bad, it is started elsewhere, too, if that promises more. Its
     last round is by the forward divergence, with draws chosen by their weights, unless k-hat is low; where
     that stays 0.5 or more there are some of these: half of the steps is kept for them. A guide that is

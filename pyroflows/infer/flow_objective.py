@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyroflows.infer.chains import Chains, log_normal, truncated
 from pyroflows.infer.guides import AutoFlow
+from pyroflows.infer.muon import Muon
 from pyroflows.infer.normals import without_validation
 from pyroflows.infer.objectives import DRAWS_ALONE, DRAWS_TOGETHER, Objective
 
@@ -23,6 +25,9 @@ _LEAPS_TOGETHER, _LEAPS_ALONE = 128, 8
 
 # Of a guide that is far: the nats below the mean weight from which on a draw is astray, and its weight.
 _ASTRAY, _PULL = 10.0, 0.08
+
+# The smaller side of the largest matrix for Muon, whose time grows with its square.
+_WIDEST = 128
 
 
 class FlowObjective(Objective):
@@ -66,6 +71,14 @@ class FlowObjective(Objective):
     def state(self) -> list[Tensor]:
         # Where it starts is in buffers.
         return [*self.parameters, *self.transform.buffers()]
+
+    def optimizers(self, lr: float) -> list[Optimizer]:
+        named = self.transform.named_parameters()
+        of_networks = {p for name, p in named if "conditioner" in name and p.requires_grad}
+        matrices = [p for p in self.of_flow if p in of_networks and p.dim() == 2 and min(p.shape) <= _WIDEST]
+        others = [p for p in self.parameters if all(p is not matrix for matrix in matrices)]
+        adam = torch.optim.Adam(others, lr=lr, fused=True)
+        return [adam, Muon(matrices, lr=lr)] if matrices else [adam]
 
     def loss(self) -> Tensor:
         return self._mean_difference(self.base.sample((self.particles,)))

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyroflows.infer.diagnostics import draw, latent_names
 from pyroflows.infer.elbo import TraceSTL_ELBO
@@ -62,6 +63,10 @@ class Objective:
     def state(self) -> list[Tensor]:
         """All that a guide is made of."""
         return self.parameters
+
+    def optimizers(self, lr: float) -> list[Optimizer]:
+        """What takes the steps of a round."""
+        return [torch.optim.Adam(self.parameters, lr=lr, fused=True)]
 
 
 class GuideObjective(Objective):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from pyroflows.infer.diagnostics import pareto_smooth
@@ -206,19 +207,21 @@ class Rounds:
         """Steps with one decay of the step size, and the guide that they lead to."""
         target, steps = self.target, min(steps, self._left)
         lr = target.forward_lr if forward and target.forward_lr else target.lr
-        optimizer = torch.optim.Adam(target.parameters, lr=lr, fused=True)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        optimizers = target.optimizers(lr)
+        schedulers = [CosineAnnealingLR(optimizer, steps) for optimizer in optimizers]
         mean: list[Tensor] = []
         failed = averaged = 0
         for step in range(steps):
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
             try:
                 loss = self._backward(forward)
             except can_fail:
                 loss = math.nan
             if math.isfinite(loss) and _clip(target.parameters, target.max_norm):
-                optimizer.step()
-                scheduler.step()
+                for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+                    optimizer.step()
+                    scheduler.step()
                 failed = 0
             else:
                 failed += 1

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from pyroflows.infer import AutoFlow
 from pyroflows.infer.flow_objective import FlowObjective
-from pyroflows.transforms import FlowTransform
+from pyroflows.infer.guides import guide_transform
+from pyroflows.infer.muon import Muon
+from pyroflows.transforms import FlowTransform, SinhArcsinh
 from tests.infer.conjugate import EVIDENCE, conjugate
 
 pytestmark = pytest.mark.usefixtures("fresh_pyro")
@@ -280,3 +282,32 @@ def test_another_start_that_is_not_better_leaves_the_guide_as_it_is() -> None:
     for tensor, value in zip(target.state(), before, strict=True):
         assert torch.equal(tensor, value)
     assert target.start_elsewhere(only_better=False)
+
+
+def test_matrices_of_networks_take_steps_of_muon_and_all_else_those_of_adam() -> None:
+    """One that is too wide is left to Adam; and so is a model's own matrix."""
+
+    def model() -> None:
+        own = pyro.param("own", torch.eye(3))
+        x = pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(x @ own, 1.0).to_event(1), obs=torch.ones(3))
+
+    def flow(size: int) -> FlowTransform:
+        return guide_transform(size, steps=1, hidden_features=(16, 200, 200))
+
+    guide = AutoFlow(model, flow, init="laplace")
+    target = FlowObjective(guide, (), {})
+    adam, muon = target.optimizers(0.1)
+    (of_adam,), (of_muon,) = adam.param_groups, muon.param_groups
+    assert (type(adam), type(muon)) == (torch.optim.Adam, Muon)
+    assert of_adam["lr"] == of_muon["lr"] == 0.1
+    assert [p.shape for p in of_muon["params"]] == [(16, 1), (200, 16), (4, 200)]
+    both = [id(p) for p in [*of_adam["params"], *of_muon["params"]]]
+    assert sorted(both) == sorted(map(id, target.parameters))
+
+
+def test_a_flow_without_networks_is_left_to_adam() -> None:
+    guide = AutoFlow(conjugate, SinhArcsinh, init="laplace")
+    target = FlowObjective(guide, (), {})
+    (adam,) = target.optimizers(0.1)
+    assert [id(p) for p in adam.param_groups[0]["params"]] == list(map(id, target.parameters))
