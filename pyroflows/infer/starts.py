@@ -13,6 +13,7 @@ from pyroflows.infer.normals import (
     elbo_of,
     find_mode,
     mean_field,
+    value_of,
     without_validation,
 )
 from pyroflows.infer.unconstrained import LogDensity
@@ -88,18 +89,23 @@ class Starts:
     def _best(self, loc: Tensor, prior: Normal) -> Normal:
         """Of the prior and the normals along the way to the mode and around its begin, the highest ELBO's."""
         candidates = [prior, *(_around(loc, scale) for scale in (0.1, 0.3, 1.0))]
-        for normal in self._path(loc):
+        for normal in self._path(loc, prior.loc):
             candidates += [normal, _capped(normal)]
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
 
-    def _path(self, loc: Tensor, max_steps: int = 60) -> list[Normal]:
-        """The way to the mode; where the density has no derivatives far out, from nearer to zero."""
+    def _path(self, loc: Tensor, *others: Tensor, max_steps: int = 60) -> list[Normal]:
+        """The way to the mode; where it breaks off below zero's density, from others, then nearer to zero.
+
+        Far out the density may have no derivatives.
+        """
+        least, path = value_of(self.one, torch.zeros_like(loc)), list[Normal]()
         # Half of zero is the same point.
-        for halvings in range(_HALVINGS if loc.any() else 1):
-            path = find_mode(self.one, loc / 2**halvings, max_steps)
-            if path:
-                return path
-        return []
+        nearer = [loc / 2**halvings for halvings in range(1, _HALVINGS)] if loc.any() else []
+        for begin in (loc, *others, *nearer):
+            path = find_mode(self.one, begin, max_steps) or path
+            if path and value_of(self.one, path[-1].loc) >= least:
+                break
+        return path
 
 
 def _around(loc: Tensor, scale: float) -> Normal:

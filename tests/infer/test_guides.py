@@ -380,3 +380,24 @@ def test_a_start_where_the_density_overflows_begins_nearer_to_zero() -> None:
 
     guide = AutoFlow(model, init="laplace", init_loc_fn=init_to_value(values={"u": torch.full((2,), 200.0)}))
     assert (guide.median()["u"] - 60).abs().max() < 0.1
+
+
+def _with_a_dead_end() -> None:
+    """A normal around 2, and around 150 a mode that is nearly e^-1000 times as high, with none beyond 300."""
+    u = pyro.sample("u", dist.Normal(5.0, 1.0).mask(False))
+    dead = dist.Normal(150.0, 1.0).log_prob(u) - 1000.0
+    pyro.factor("x", torch.where(u > 300, -torch.inf, torch.where(u > 50, dead, -2 * (u - 2) ** 2)))
+
+
+@pytest.mark.parametrize("far", [160.0, 400.0])
+def test_a_way_that_breaks_off_below_zeros_density_is_left_for_one_from_elsewhere(far: float) -> None:
+    """From 160 it leads to a mode, from 400 nowhere; then from the prior, or without one from half as far."""
+    guide = AutoFlow(_with_a_dead_end, init="prior")
+    guide()
+    starts = Starts(guide.log_density(), torch.tensor([far]), lambda: torch.tensor([5.0]))
+    from_prior = starts._path(starts.loc, torch.tensor([5.0]))
+    from_nearer = starts._path(starts.loc)
+    assert from_prior[0].loc.item() == 5.0
+    assert from_nearer[0].loc.item() in (40.0, 50.0)
+    for path in (from_prior, from_nearer):
+        assert path[-1].loc.item() == pytest.approx(2.0, abs=1e-3)
