@@ -14,7 +14,7 @@ from pyroflows.transforms import FlowTransform
 __all__ = ["Chains", "log_normal", "truncated"]
 
 # Draws that a chain may jump to at a move, and moves of which one begins with a walk, once some have.
-_PROPOSALS, _EACH, _FIRST = 4, 6, 2
+_PROPOSALS, _EACH, _FIRST = 4, 8, 2
 
 # The share of walks that is to be accepted, how fast the step size follows it, and how small steps get.
 _ACCEPTED, _RATE, _SMALLEST = 0.95, 0.5, 0.2

@@ -122,16 +122,16 @@ def test_jumps_find_what_no_walk_comes_to() -> None:
     assert share == pytest.approx(0.75, abs=4 * math.sqrt(0.75 * 0.25 / 1000))
 
 
-def test_the_first_moves_walk_and_each_sixth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_moves_walk_and_each_eighth(monkeypatch: pytest.MonkeyPatch) -> None:
     chains = _chains_of(0.0, 1.0)
     walks: list[Tensor] = []
     monkeypatch.setattr(chains, "walk", lambda x: walks.append(x) or x)
     # What the first does is to draw the states.
     so_far = []
-    for _ in range(14):
+    for _ in range(18):
         _moved(chains, 1, 40)
         so_far.append(len(walks))
-    assert so_far == [0, 1, *[2] * 5, *[3] * 6, 4]
+    assert so_far == [0, 1, *[2] * 7, *[3] * 8, 4]
 
 
 def test_a_walk_that_a_model_refuses_is_not_taken() -> None:
