@@ -55,8 +55,8 @@ class FlowObjective(Objective):
         self.log_density = without_validation(log_density if self.together else log_density.one_by_one)
         self.particles = num_particles or (DRAWS_TOGETHER if self.together else DRAWS_ALONE)
         self.candidates = self.particles * (_CHOICE_TOGETHER if self.together else _CHOICE_ALONE)
-        self.of_flow = [p for p in self.transform.parameters() if p.requires_grad]
-        self.parameters = [*self.of_flow, *log_density.parameters]
+        of_flow = [p for p in self.transform.parameters() if p.requires_grad]
+        self.parameters = [*of_flow, *log_density.parameters]
         self.learns_model = bool(log_density.parameters)
         # A few large weights are most of what it sees, so its steps are shorter; and what a model's own
         # parameters make large is the bound alone.
@@ -73,10 +73,11 @@ class FlowObjective(Objective):
         return [*self.parameters, *self.transform.buffers()]
 
     def optimizers(self, lr: float) -> list[Optimizer]:
-        named = self.transform.named_parameters()
-        of_networks = {p for name, p in named if "conditioner" in name and p.requires_grad}
-        matrices = [p for p in self.of_flow if p in of_networks and p.dim() == 2 and min(p.shape) <= _WIDEST]
-        others = [p for p in self.parameters if all(p is not matrix for matrix in matrices)]
+        # Of networks alone: the elements of a whitening's matrix, say, have each a scale of their own.
+        of_networks = [p for name, p in self.transform.named_parameters() if "conditioner" in name]
+        matrices = [p for p in of_networks if p.requires_grad and p.dim() == 2 and min(p.shape) <= _WIDEST]
+        chosen = {id(matrix) for matrix in matrices}
+        others = [p for p in self.parameters if id(p) not in chosen]
         adam = torch.optim.Adam(others, lr=lr, fused=True)
         return [adam, Muon(matrices, lr=lr)] if matrices else [adam]
 

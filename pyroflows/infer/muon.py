@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 __all__ = ["Muon"]
 
-# Of the iteration that makes a matrix orthogonal, to within a third of each singular value.
+# Of the iteration that makes a matrix orthogonal, Jordan's: roughly so, but in few steps.
 _COEFFICIENTS, _ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 # Root mean square of an element's change, in step sizes: about what Adam's is where gradients are noisy.
