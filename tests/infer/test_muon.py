@@ -54,16 +54,17 @@ def test_matrices_of_many_shapes_take_each_their_own_step() -> None:
     assert torch.equal(without.detach(), torch.zeros(3, 4))
 
 
-def test_a_gradient_is_remembered_for_some_steps() -> None:
-    """Without one any more, a step is along the mean of those before: the same direction."""
-    gradient = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    matrix = _with_gradient(torch.zeros(3, 3), gradient)
+def test_a_step_is_along_the_running_mean_of_the_gradients_with_the_last_one_twice() -> None:
+    """0.9 of the mean's 0.9 * 0.1 and 0.1 of the two gradients, and 0.1 of the last."""
+    first, last = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+    matrix = _with_gradient(torch.zeros(3, 3), first)
     optimizer = Muon([matrix], lr=0.1)
     optimizer.step()
-    first = matrix.detach().clone()
-    optimizer.zero_grad()
+    before = matrix.detach().clone()
+    matrix.grad = last
     optimizer.step()
-    torch.testing.assert_close(matrix.detach(), 2 * first)
+    direction = orthogonal((0.081 * first + 0.19 * last)[None])[0]
+    torch.testing.assert_close(matrix.detach(), before - 0.4 * 0.1 * 3**0.5 * direction)
 
 
 def test_a_flat_direction_is_learned_as_fast_as_a_steep_one() -> None:
