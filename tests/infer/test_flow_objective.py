@@ -236,7 +236,7 @@ def test_a_draw_that_overflows_is_left_out() -> None:
     guide.affine.set_(torch.zeros(1), torch.ones(1, 1))
     torch.manual_seed(0)
     loss = target.loss()
-    (gradient,) = torch.autograd.grad(loss, target.of_flow[0])
+    (gradient,) = torch.autograd.grad(loss, target.parameters[0])
     torch.manual_seed(0)
     z = target.base.sample((1000,))
     # One draw in fifteen.
@@ -258,7 +258,7 @@ def test_another_start_is_elsewhere_with_a_fresh_flow() -> None:
     target = FlowObjective(guide, (), {})
     assert (guide.affine.fixed_loc + 1).abs().max() < 0.2
     with torch.no_grad():
-        for parameter in target.of_flow:
+        for parameter in target.parameters:
             parameter.add_(1.0)
     torch.manual_seed(0)
     found = []
