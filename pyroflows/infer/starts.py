@@ -94,9 +94,9 @@ class Starts:
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
 
     def _path(self, loc: Tensor, *others: Tensor, max_steps: int = 60) -> list[Normal]:
-        """The way to the mode; where it breaks off below zero's density, from others, then nearer to zero.
+        """The way to the mode; where it ends below the density of zero, from others, then nearer to zero.
 
-        Far out the density may have no derivatives.
+        Far out the density may have no derivatives, or too large ones to get anywhere.
         """
         least, path = value_of(self.one, torch.zeros_like(loc)), list[Normal]()
         # Half of zero is the same point.

@@ -390,7 +390,7 @@ def _with_a_dead_end() -> None:
 
 
 @pytest.mark.parametrize("far", [160.0, 400.0])
-def test_a_way_that_breaks_off_below_zeros_density_is_left_for_one_from_elsewhere(far: float) -> None:
+def test_a_way_that_ends_below_the_density_of_zero_is_left_for_one_from_elsewhere(far: float) -> None:
     """From 160 it leads to a mode, from 400 nowhere; then from the prior, or without one from half as far."""
     guide = AutoFlow(_with_a_dead_end, init="prior")
     guide()
