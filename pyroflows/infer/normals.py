@@ -12,7 +12,7 @@ from torch import Tensor
 from pyroflows.infer.unconstrained import can_fail
 from pyroflows.infer.validation import unvalidated
 
-__all__ = ["Normal", "batch_and_match", "elbo_of", "find_mode", "mean_field", "value_of"]
+__all__ = ["Normal", "batch_and_match", "elbo_of", "find_mode", "mean_field"]
 
 Density = Callable[[Tensor], Tensor]
 
@@ -99,7 +99,7 @@ def find_mode(log_density: Density, start: Tensor, max_steps: int = 60) -> list[
             step = slope / (size + damping)
             new = point + (axes @ step).to(point)
             expected = (slope * step - 0.5 * size * step**2).sum().item()
-            if value_of(log_density, new) - value > 0.1 * expected:
+            if _value(log_density, new) - value > 0.1 * expected:
                 break
             length = max(step.norm().item(), 1e-9)
             tried += 1
@@ -129,8 +129,7 @@ def _derivatives(log_density: Density, point: Tensor) -> tuple[float, Tensor, Te
 
 
 @torch.no_grad()
-def value_of(log_density: Density, point: Tensor) -> float:
-    """The log density at a point; `-inf` where there is none."""
+def _value(log_density: Density, point: Tensor) -> float:
     try:
         value = log_density(point).item()
     except can_fail:

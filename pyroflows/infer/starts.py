@@ -13,7 +13,6 @@ from pyroflows.infer.normals import (
     elbo_of,
     find_mode,
     mean_field,
-    value_of,
     without_validation,
 )
 from pyroflows.infer.unconstrained import LogDensity
@@ -94,18 +93,14 @@ class Starts:
         return max(candidates, key=lambda normal: elbo_of(self.many, normal, self.draws))
 
     def _path(self, loc: Tensor, *others: Tensor, max_steps: int = 60) -> list[Normal]:
-        """The way to the mode; where it ends below the density of zero, from others, then nearer to zero.
-
-        Far out the density may have no derivatives, or too large ones to get anywhere.
-        """
-        least, path = value_of(self.one, torch.zeros_like(loc)), list[Normal]()
+        """The way to the mode; where far out there are no derivatives, from others, then nearer to zero."""
         # Half of zero is the same point.
         nearer = [loc / 2**halvings for halvings in range(1, _HALVINGS)] if loc.any() else []
         for begin in (loc, *others, *nearer):
-            path = find_mode(self.one, begin, max_steps) or path
-            if path and value_of(self.one, path[-1].loc) >= least:
-                break
-        return path
+            path = find_mode(self.one, begin, max_steps)
+            if path:
+                return path
+        return []
 
 
 def _around(loc: Tensor, scale: float) -> Normal:
