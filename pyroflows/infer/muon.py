@@ -18,8 +18,8 @@ _CHANGE = 0.4
 
 _MOMENTUM = 0.9
 
-# Norm of a mean below which its direction is rounding, or what is left of gradients that have long been zero.
-_LEAST = 1e-7
+# The least norm that is told from zero: of smaller ones the squares are lost in single precision.
+_LEAST = 1e-18
 
 
 class Muon(Optimizer):
@@ -72,7 +72,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """About the orthogonal matrices that are nearest, `(matrices, m, n)`, by Newton and Schulz's iteration.
 
     All singular values are between 0.68 and 1.14, but for those that were below 0.002 of the norm, which
-    are smaller. Of a norm below 1e-7 they fade, so that of a matrix of zeros it is that.
+    are smaller. Of a norm below 1e-18 they fade, so that of a matrix of zeros it is that.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / torch.linalg.matrix_norm(wide, keepdim=True).clamp(min=_LEAST)
