@@ -14,14 +14,14 @@ __all__ = ["InvertibleConv1x1", "InvertibleLinear", "invertible_conv1x1", "inver
 
 
 class LUMatrix(nn.Module):
-    r"""A square matrix W = P L (U + diag(sign * exp(log_s))), which starts as a random rotation."""
+    r"""A square matrix W = P L (U + diag(sign * exp(log_s)))."""
 
     rows: Tensor
     sign: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, start: Tensor) -> None:
         super().__init__()
-        permutation, lower, upper = torch.linalg.lu(_random_rotation(size))
+        permutation, lower, upper = torch.linalg.lu(start)
         diagonal = upper.diagonal()
         self.register_buffer("rows", permutation.argmax(1))
         self.register_buffer("sign", diagonal.sign())
@@ -51,12 +51,12 @@ class LUMatrix(nn.Module):
 
 
 class FullMatrix(nn.Module):
-    """A square matrix of free entries, which starts as a random rotation."""
+    """A square matrix of free entries."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, start: Tensor) -> None:
         super().__init__()
-        # Of what is not contiguous Pyro's param store takes a copy, and trains that.
-        self.weight = nn.Parameter(_random_rotation(size).contiguous())
+        # Pyro's param store takes a copy of a parameter that is not contiguous, and trains the copy.
+        self.weight = nn.Parameter(start.contiguous())
 
     def matrix(self) -> Tensor:
         return self.weight
@@ -76,17 +76,20 @@ class InvertibleLinear(FlowTransform):
 
     With `parameterization="lu"`, `W = P L (U + \operatorname{diag}(s))`, where `P` and the signs of `s`
     are fixed, and the log-determinant is the sum of `log |s|`: O(D) instead of O(D^3). `"full"` learns
-    the entries of `W`. Either way `W` starts as a random rotation.
+    the entries of `W`.
 
     Args:
         event_shape: `D` or `(D,)`.
         parameterization: `"lu"` or `"full"`.
+        start: `"rotation"`, `W` starts as a random rotation, as in the paper; or `"permutation"`, as a random
+            permutation, so that the first couplings see the columns of a table and not mixtures of them. At
+            most half of the first half of the features stay in it, where couplings let them pass.
 
     Shapes:
         `z`, `x`: `(*batch, D)`.
 
     Raises:
-        ValueError: The event is not a vector, or there is no such parameterization.
+        ValueError: The event is not a vector, or there is no such parameterization or start.
 
     Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3.2, eq. 10 and 11.
 
@@ -99,7 +102,9 @@ class InvertibleLinear(FlowTransform):
 
     _event_dim = 1
 
-    def __init__(self, event_shape: int | tuple[int, ...], parameterization: str = "lu") -> None:
+    def __init__(
+        self, event_shape: int | tuple[int, ...], parameterization: str = "lu", start: str = "rotation"
+    ) -> None:
         event_shape = as_size(event_shape)
         if len(event_shape) != self._event_dim:
             expected = "(D,)" if self._event_dim == 1 else "(C, H, W)"
@@ -111,9 +116,11 @@ class InvertibleLinear(FlowTransform):
                 f"{type(self).__name__} expected a parameterization of {sorted(_PARAMETERIZATIONS)}, "
                 f"got {parameterization!r}"
             )
+        if start not in _STARTS:
+            raise ValueError(f"{type(self).__name__} expected a start of {sorted(_STARTS)}, got {start!r}")
         super().__init__(event_shape)
-        self.parameterization = parameterization
-        self.weight = _PARAMETERIZATIONS[parameterization](event_shape[0])
+        self.parameterization, self.start = parameterization, start
+        self.weight = _PARAMETERIZATIONS[parameterization](_STARTS[start](event_shape[0]))
 
     def _forward_and_ladj(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._apply_matrix(self.weight.inverse, z), -self._ladj_to_latent()
@@ -139,17 +146,18 @@ class InvertibleConv1x1(InvertibleLinear):
     .. math:: z_{:,i,j} = W x_{:,i,j} \text{ (data to latent)}, \qquad
         \text{ladj} = -H W \log |\det W| \text{ (latent to data, in nats)}
 
-    Parameterizations and start as in `InvertibleLinear`.
+    Parameterizations and starts are those of `InvertibleLinear`.
 
     Args:
         event_shape: `(C, H, W)`.
         parameterization: `"lu"` or `"full"`.
+        start: `"rotation"` or `"permutation"`.
 
     Shapes:
         `z`, `x`: `(*batch, C, H, W)`.
 
     Raises:
-        ValueError: The event is not an image, or there is no such parameterization.
+        ValueError: The event is not an image, or there is no such parameterization or start.
 
     Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, section 3.2, eq. 8 to 11.
 
@@ -178,21 +186,40 @@ def _random_rotation(size: int) -> Tensor:
     return orthogonal.to(torch.get_default_dtype())
 
 
-def invertible_linear(event_shape: int | tuple[int, ...], parameterization: str = "lu") -> InvertibleLinear:
+def _random_permutation(size: int) -> Tensor:
+    """A random permutation matrix: at most half of the first half of the features stay in it."""
+    half = size // 2
+    order = torch.randperm(size)
+    while (order[:half] < half).sum() > half // 2:
+        order = torch.randperm(size)
+    return torch.eye(size)[order]
+
+
+_STARTS: dict[str, Callable[[int], Tensor]] = {
+    "permutation": _random_permutation,
+    "rotation": _random_rotation,
+}
+
+
+def invertible_linear(
+    event_shape: int | tuple[int, ...], parameterization: str = "lu", start: str = "rotation"
+) -> InvertibleLinear:
     """An `InvertibleLinear` for vectors of size `D` or `(D,)`.
 
     Example:
         >>> invertible_linear(3)(torch.zeros(3)).shape
         torch.Size([3])
     """
-    return InvertibleLinear(event_shape, parameterization)
+    return InvertibleLinear(event_shape, parameterization, start)
 
 
-def invertible_conv1x1(event_shape: tuple[int, ...], parameterization: str = "lu") -> InvertibleConv1x1:
+def invertible_conv1x1(
+    event_shape: tuple[int, ...], parameterization: str = "lu", start: str = "rotation"
+) -> InvertibleConv1x1:
     """An `InvertibleConv1x1` for images `(C, H, W)`.
 
     Example:
         >>> invertible_conv1x1((3, 4, 4))(torch.zeros(3, 4, 4)).shape
         torch.Size([3, 4, 4])
     """
-    return InvertibleConv1x1(event_shape, parameterization)
+    return InvertibleConv1x1(event_shape, parameterization, start)
