@@ -6,7 +6,7 @@ each element's value and log-derivative.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from pyroflows._zuko import zuko
 
 __all__ = ["AdditiveMap", "AffineMap", "ElementwiseMap", "SplineMap"]
+
+_SCALES = ["exp", "sigmoid", "softclip"]
 
 
 class ElementwiseMap(nn.Module):
@@ -68,15 +70,27 @@ class AffineMap(ElementwiseMap):
     .. math:: z = s(r) (x + t) \text{ (data to latent)}, \qquad
         \text{ladj} = -\log s(r) \text{ (latent to data, in nats, per element)}
 
-    The scale is a smooth function of the conditioner's output `r`: `"sigmoid"` is `sigmoid(r + 2)`
-    (Glow's), `"softclip"` is `exp(r / (1 + |r| / 3))`, between `exp(-3)` and `exp(3)`, and `"exp"` is
-    `exp(r)`.
+    The scale is a smooth function of the conditioner's output `r`:
+
+    * `"softclip"`: smoothly between `exp(-below)` and `exp(above)`, `exp(r / (1 + |r| / 3))` by default;
+    * `"sigmoid"`: `sigmoid(r + 2)`, as in Glow, which has no lower bound: from latent to data it can explode;
+    * `"exp"`: `exp(r)`, without any bound.
+
+    Many couplings in a row need closer bounds: off the data a network's outputs are large, and the next
+    network sees what they made.
+
+    Args:
+        scale: The name of the scale.
+        below: How far the log-scale of `"softclip"` goes below 0.
+        above: How far it goes above 0.
+        max_shift: `B`: the shift is `t / (1 + |t| / B)`, between `-B` and `B`. `None`: it is `t`.
 
     Raises:
-        ValueError: There is no such scale.
+        ValueError: There is no such scale, a bound is not positive, or bounds are given for another scale.
 
     Source: Dinh et al. 2016, arXiv 1605.08803, eq. 7; Kingma & Dhariwal 2018, arXiv 1807.03039, table 1
-    and its reference implementation.
+    and its reference implementation; Behrmann et al. 2021, "Understanding and Mitigating Exploding Inverses
+    in Invertible Neural Networks", arXiv 2006.09347 (why both bounds).
 
     Example:
         >>> AffineMap("exp").inverse_and_ladj(torch.ones(1), torch.tensor([[1.0, 0.0]]))
@@ -86,11 +100,26 @@ class AffineMap(ElementwiseMap):
     n_parameters = 2
     linear = True
 
-    def __init__(self, scale: str = "sigmoid") -> None:
+    def __init__(
+        self,
+        scale: str = "softclip",
+        *,
+        below: float = 3.0,
+        above: float = 3.0,
+        max_shift: float | None = None,
+    ) -> None:
         super().__init__()
-        if scale not in _LOG_SCALES:
-            raise ValueError(f"AffineMap expected a scale of {sorted(_LOG_SCALES)}, got {scale!r}")
-        self.scale = scale
+        if scale not in _SCALES:
+            raise ValueError(f"AffineMap expected a scale of {_SCALES}, got {scale!r}")
+        bounds = [below, above, 1.0 if max_shift is None else max_shift]
+        if not all(0 < bound < math.inf for bound in bounds):
+            raise ValueError(
+                f"AffineMap expected positive, finite bounds, got below={below}, above={above}, "
+                f"max_shift={max_shift}"
+            )
+        if scale != "softclip" and (below, above) != (3.0, 3.0):
+            raise ValueError(f"below and above are bounds of scale='softclip', got them with {scale!r}")
+        self.scale, self.below, self.above, self.max_shift = scale, below, above, max_shift
 
     def forward_and_ladj(self, z: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, log_scale = self._shift_and_log_scale(parameters)
@@ -103,10 +132,17 @@ class AffineMap(ElementwiseMap):
 
     def _shift_and_log_scale(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         shift, raw = parameters.unbind(-1)
-        return shift, _LOG_SCALES[self.scale](raw)
+        if self.max_shift is not None:
+            shift = softclip(shift, self.max_shift, self.max_shift)
+        if self.scale == "exp":
+            return shift, raw
+        return shift, F.logsigmoid(raw + 2) if self.scale == "sigmoid" else softclip(
+            raw, self.below, self.above
+        )
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale!r}"
+        bounds = f", below={self.below:.3g}, above={self.above:.3g}" if self.scale == "softclip" else ""
+        return f"scale={self.scale!r}{bounds}, max_shift={self.max_shift}"
 
 
 class SplineMap(ElementwiseMap):
@@ -161,21 +197,9 @@ class SplineMap(ElementwiseMap):
         return f"bins={self.bins}, bound={self.bound}, slope={self.slope}"
 
 
-def _log_sigmoid(raw: Tensor) -> Tensor:
-    return F.logsigmoid(raw + 2)
-
-
-def softclip(raw: Tensor) -> Tensor:
-    """Smoothly between -3 and 3, with slope 1 at 0."""
-    return raw / (1 + raw.abs() / 3)
-
-
-def _identity(raw: Tensor) -> Tensor:
-    return raw
-
-
-_LOG_SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": _log_sigmoid,
-    "softclip": softclip,
-    "exp": _identity,
-}
+def softclip(raw: Tensor, below: float = 3.0, above: float = 3.0) -> Tensor:
+    """Smoothly between `-below` and `above`, with slope 1 at 0."""
+    if below == above:
+        return raw / (1 + raw.abs() / above)
+    odd, even = (1 / above - 1 / below) / 2, (1 / above + 1 / below) / 2
+    return raw / (1 + odd * raw + even * raw.abs())

@@ -27,6 +27,15 @@ from pyroflows.transforms.squeeze import Squeeze
 
 __all__ = ["glow", "glow_step"]
 
+# How far the log-scales of all couplings of an image may go together, below and above 0, at most 3 each. A
+# Glow of 24 couplings was fitted to 200 images for 60 epochs. Then 60 other images had 377 bits per dimension
+# with bounds of -3 and 3 for each coupling, 8.2 with -1 and 1, and 4.9 with -1 and 1/4. After 12 epochs all
+# had 4.3 to 4.4. The upper bound is closer because a score grows with the square of the latent. With 6
+# couplings, bounds of -1 and 1/4 lose 5 of 57 nats against -3 and 3.
+_BELOW, _ABOVE = 24.0, 6.0
+# The largest shift of an image's latent, which is about standard normal.
+_MAX_SHIFT = 3.0
+
 
 def glow_step(
     event_shape: int | tuple[int, ...],
@@ -36,7 +45,8 @@ def glow_step(
     dropout: float = 0.0,
     actnorm: bool = False,
     permutation: str = "linear",
-    coupling: str | ElementwiseMap = "affine",
+    coupling: str | ElementwiseMap | None = None,
+    scale: str | None = None,
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
 ) -> Chain:
@@ -50,7 +60,10 @@ def glow_step(
         actnorm: Whether the `ConvNet` has actnorm inside (images), as the reference implementation.
         permutation: `"linear"`, the invertible linear map; or what the paper holds it against: `"shuffle"`, a
             fixed random order of the features or channels, or `"reverse"`.
-        coupling: The element-wise map, or its name.
+        coupling: The element-wise map, or its name; by default `"spline"` for vectors and `"affine"` for
+            images.
+        scale: The scale of an affine coupling (`AffineMap`), such as the paper's `"sigmoid"`; by default
+            `"softclip"`, for images between `exp(-1)` and `exp(1/4)` and with a `max_shift` of 3.
         context_dim: Size of a context vector.
         context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
@@ -67,7 +80,7 @@ def glow_step(
     shape = event_size(event_shape)
     change = default_coupling(
         shape,
-        own_map(coupling),
+        _own_map(coupling, scale, shape, couplings=round(_BELOW)),
         hidden_features=hidden_features,
         hidden_channels=hidden_channels,
         dropout=dropout,
@@ -88,7 +101,8 @@ def glow(
     dropout: float = 0.0,
     actnorm: bool = False,
     permutation: str = "linear",
-    coupling: str | ElementwiseMap = "affine",
+    coupling: str | ElementwiseMap | None = None,
+    scale: str | None = None,
     conditioned: str = "all",
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
@@ -109,7 +123,11 @@ def glow(
         actnorm: Whether the `ConvNet` has actnorm inside (images), as the reference implementation.
         permutation: `"linear"`, the invertible linear map; or what the paper holds it against: `"shuffle"`, a
             fixed random order of the features or channels, or `"reverse"`.
-        coupling: The element-wise map, or its name.
+        coupling: The element-wise map, or its name; by default `"spline"` for vectors and `"affine"` for
+            images.
+        scale: The scale of affine couplings and learned priors (`AffineMap`), such as the paper's `"sigmoid"`
+            (with `"exp"` for the priors); by default `"softclip"`, for images with a `max_shift` of 3 and
+            bounds of the couplings that are the closer the more of them there are.
         conditioned: What sees the context: `"all"` (every coupling and the top's prior) or `"prior"` (the
             top's prior alone, as in the paper's class-conditional models of images).
         context_dim: Size of a context vector.
@@ -137,7 +155,7 @@ def glow(
             f"got {conditioned!r} for an event of shape {tuple(shape)}"
         )
 
-    def flow_steps(shape: tuple[int, ...]) -> list[FlowTransform]:
+    def flow_steps(shape: Size, couplings: int) -> list[FlowTransform]:
         return [
             glow_step(
                 shape,
@@ -146,7 +164,7 @@ def glow(
                 dropout=dropout,
                 actnorm=actnorm,
                 permutation=permutation,
-                coupling=coupling,
+                coupling=_own_map(coupling, scale, shape, couplings),
                 context_shape=context_shape if conditioned == "all" else None,
             )
             for _ in range(steps)
@@ -154,7 +172,7 @@ def glow(
 
     if len(shape) == 1:
         check_vector(levels, steps)
-        return Chain(flow_steps(shape))
+        return Chain(flow_steps(shape, steps))
     levels = image_levels(shape, levels, unsqueezed=0)
     check_positive(levels=levels, steps=steps, hidden_channels=hidden_channels)
     parts: list[FlowTransform] = []
@@ -162,16 +180,37 @@ def glow(
         squeeze = Squeeze(shape)
         latent_shape = squeeze.latent_shape
         is_top = level == levels - 1
-        prior = _top_prior(latent_shape, context_shape) if is_top else _split_prior(latent_shape)
-        parts.append(Chain([prior, *flow_steps(latent_shape), squeeze]))
+        if scale in ("exp", "sigmoid"):
+            gaussian = AffineMap("exp")
+        else:
+            gaussian = AffineMap(scale or "softclip", max_shift=_MAX_SHIFT)
+        if is_top:
+            prior = _top_prior(latent_shape, gaussian, context_shape)
+        else:
+            prior = _split_prior(latent_shape, gaussian)
+        parts.append(Chain([prior, *flow_steps(latent_shape, levels * steps), squeeze]))
         shape = kept(latent_shape)
     return MultiScale(parts)
+
+
+def _own_map(
+    coupling: str | ElementwiseMap | None, scale: str | None, shape: Size, couplings: int
+) -> ElementwiseMap:
+    """The map of one coupling of several."""
+    is_image = len(shape) == 3
+    if coupling is None:
+        coupling = "affine" if is_image else "spline"
+    if coupling == "affine" and scale is None and is_image:
+        below, above = (min(3.0, bound / couplings) for bound in (_BELOW, _ABOVE))
+        return AffineMap(below=below, above=above, max_shift=_MAX_SHIFT)
+    # Images have learned priors besides, to which a scale applies.
+    return own_map(coupling, None if is_image and coupling != "affine" else scale)
 
 
 def _mixing(shape: Size, permutation: str) -> FlowTransform:
     """What brings every feature or channel into the changing half in its turn."""
     if permutation == "linear":
-        return InvertibleLinear(shape) if len(shape) == 1 else InvertibleConv1x1(shape)
+        return InvertibleLinear(shape, start="permutation") if len(shape) == 1 else InvertibleConv1x1(shape)
     if permutation == "shuffle":
         return Permutation(shape, torch.randperm(shape[0]))
     if permutation == "reverse":
@@ -179,16 +218,16 @@ def _mixing(shape: Size, permutation: str) -> FlowTransform:
     raise ValueError(f"expected a permutation 'linear', 'shuffle' or 'reverse', got {permutation!r}")
 
 
-def _split_prior(shape: Size) -> Coupling:
+def _split_prior(shape: Size, gaussian: AffineMap) -> Coupling:
     """The learned Gaussian of the channels that leave given those that stay, as an affine coupling."""
     split = get_partition("channels", shape)
     conditioner = ZeroConv(split.passes_shape[0], 2 * split.changes_shape[0])
-    return Coupling(shape, conditioner, AffineMap("exp"), split)
+    return Coupling(shape, conditioner, gaussian, split)
 
 
-def _top_prior(shape: Size, context_shape: tuple[int, ...] | None) -> Coupling:
+def _top_prior(shape: Size, gaussian: AffineMap, context_shape: tuple[int, ...] | None) -> Coupling:
     """The learned Gaussian of the last level, given the context, as an affine coupling."""
     conditioner = TopPrior(
         2 * shape[0], context_shape=context_shape, factor=context_factor(shape, context_shape)
     )
-    return Coupling(shape, conditioner, AffineMap("exp"), "nothing", context_shape=context_shape)
+    return Coupling(shape, conditioner, gaussian, "nothing", context_shape=context_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -12,19 +13,24 @@ from pyroflows.transforms.elementwise import ElementwiseMap, softclip
 
 __all__ = ["LogisticMixtureMap"]
 
+# Weight of the standard logistic.
+_WEIGHT = 0.01
+
 
 class LogisticMixtureMap(ElementwiseMap):
     r"""The distribution function of a mixture of logistics, brought back to the real line, then affine.
 
     .. math:: z = e^{a} \operatorname{logit} F(x) + b \text{ (data to latent)}, \qquad
-        F(x) = \sum_k \pi_k \, \sigma\left(e^{-s_k} (x - \mu_k)\right)
+        F(x) = \epsilon \, \sigma(x) + (1 - \epsilon) \sum_k \pi_k \, \sigma\left(e^{-s_k} (x - \mu_k)\right)
 
     with the ladj `a + log F'(x) - log F(x) - log(1 - F(x))` from data to latent, in nats per element. From
     latent to data the equation is solved by bisection, and differentiated by the implicit function theorem.
 
     The conditioner gives each element `a`, `b` and the components' log-weights, means and log-scales,
-    `3 * components + 2` numbers. Log-scales `r` are softly clipped, `r / (1 + |r| / 3)`, to [-3, 3]. With all
-    numbers 0 the means are spread over [-1, 1]: components that start alike would stay alike.
+    `3 * components + 2` numbers. They are softly clipped, so that the map stays tame far from the data: `a`
+    to [-1, 1/4], `b` to [-3, 3], the means to [-5, 5] and the log-scales to [-3, 1/2]. The standard logistic
+    has a weight of 0.01 for the same reason: beyond the others it is what gives the slope. With all numbers 0
+    the means are spread over [-1, 1]: components that start alike would stay alike.
 
     Args:
         components: Number of logistics.
@@ -32,7 +38,7 @@ class LogisticMixtureMap(ElementwiseMap):
     Raises:
         ValueError: There is no component.
 
-    Source: Ho et al. 2019, "Flow++", arXiv 1902.00275, section 3.2.
+    Source: Ho et al. 2019, "Flow++", arXiv 1902.00275, section 3.2 (without bounds).
 
     Example:
         >>> mixture, parameters = LogisticMixtureMap(components=2), torch.randn(5, 8)
@@ -70,8 +76,12 @@ class LogisticMixtureMap(ElementwiseMap):
         affine, log_weights, means, log_scales = parameters.split([2, n, n, n], -1)
         log_scale, shift = affine.unbind(-1)
         spread = torch.linspace(-1, 1, n, dtype=means.dtype, device=means.device)
-        mixture = _Mixture(log_weights.log_softmax(-1), means + spread, softclip(log_scales))
-        return softclip(log_scale), shift, mixture
+        mixture = _Mixture(
+            F.pad(log_weights.log_softmax(-1) + math.log1p(-_WEIGHT), (0, 1), value=math.log(_WEIGHT)),
+            F.pad(softclip(means, 5.0, 5.0) + spread, (0, 1)),
+            F.pad(softclip(log_scales, 3.0, 0.5), (0, 1)),
+        )
+        return softclip(log_scale, 1.0, 0.25), softclip(shift), mixture
 
     def extra_repr(self) -> str:
         return f"components={self.components}"

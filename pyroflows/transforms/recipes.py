@@ -32,6 +32,7 @@ def nice(
     steps: int = 4,
     hidden_features: tuple[int, ...] = (64, 64),
     coupling: str | ElementwiseMap = "additive",
+    scale: str | None = None,
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
 ) -> Chain:
@@ -46,11 +47,13 @@ def nice(
         steps: Number of couplings.
         hidden_features: Sizes of the conditioners' hidden layers.
         coupling: The element-wise map, or its name.
+        scale: The scale of affine couplings (`AffineMap`); by default `"softclip"`.
         context_dim: Size of a context vector.
         context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Raises:
-        ValueError: A size is not positive, or there is no such coupling.
+        ValueError: A size is not positive, there is no such coupling or scale, or a scale is given for
+            another coupling than an affine one.
 
     Source: Dinh et al. 2014, "NICE", arXiv 1410.8516, sections 3 and 5.1.
 
@@ -66,7 +69,7 @@ def nice(
         parts.append(
             default_coupling(
                 size,
-                own_map(coupling),
+                own_map(coupling, scale),
                 "alternate",
                 swap=step % 2 == 1,
                 hidden_features=hidden_features,
@@ -87,6 +90,7 @@ def realnvp(
     hidden_features: tuple[int, ...] = (64, 64),
     hidden_channels: int = 64,
     coupling: str | ElementwiseMap = "affine",
+    scale: str | None = None,
     context_dim: int | None = None,
     context_shape: tuple[int, ...] | None = None,
 ) -> Chain | MultiScale:
@@ -94,7 +98,6 @@ def realnvp(
 
     For images, each level has `steps` checkerboard couplings, a squeeze and `steps` channel couplings, after
     which half of the channels leave; the last level is one checkerboard coupling more than `steps`.
-    `"affine"` is `AffineMap("softclip")` here.
 
     Args:
         event_shape: `D`, `(D,)` or `(C, H, W)`.
@@ -103,11 +106,13 @@ def realnvp(
         hidden_features: Sizes of the hidden layers of the `MLP` conditioners (vectors).
         hidden_channels: Width of the `ResNet` conditioners (images).
         coupling: The element-wise map, or its name.
+        scale: The scale of affine couplings (`AffineMap`); by default `"softclip"`.
         context_dim: Size of a context vector.
         context_shape: Event shape of the context: `(K,)` or `(K, H, W)`.
 
     Raises:
-        ValueError: A size is not positive, the image can't be squeezed that often, or the context does not
+        ValueError: A size is not positive, there is no such coupling or scale, a scale is given for another
+            coupling than an affine one, the image can't be squeezed that often, or the context does not
             suit the event.
 
     Source: Dinh et al. 2016, "Density estimation using Real NVP", arXiv 1605.08803, sections 3.4 to 3.6.
@@ -127,7 +132,7 @@ def realnvp(
             [
                 default_coupling(
                     shape,
-                    own_map(coupling, affine="softclip"),
+                    own_map(coupling, scale),
                     swap=step % 2 == 1,
                     hidden_features=hidden_features,
                     context_shape=context_shape,
@@ -143,7 +148,7 @@ def realnvp(
         return [
             _resnet_coupling(
                 shape,
-                own_map(coupling, affine="softclip"),
+                own_map(coupling, scale),
                 get_partition(partition, shape, swap=step % 2 == 1),
                 hidden_channels,
                 context_shape,
@@ -178,10 +183,14 @@ def _resnet_coupling(
     return Coupling(shape, conditioner, elementwise, split, context_shape=context_shape)
 
 
-def own_map(coupling: str | ElementwiseMap, affine: str = "sigmoid") -> ElementwiseMap:
+def own_map(coupling: str | ElementwiseMap, scale: str | None) -> ElementwiseMap:
     """A map for one coupling; a map object is copied, so that no two couplings share parameters."""
     if coupling == "affine":
-        return AffineMap(affine)
+        return AffineMap() if scale is None else AffineMap(scale)
+    if scale is not None:
+        raise ValueError(
+            f"scale={scale!r} is for affine couplings: give it with coupling='affine', got {coupling!r}"
+        )
     return copy.deepcopy(get_map(coupling))
 
 

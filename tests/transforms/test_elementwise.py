@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyroflows.transforms import AdditiveMap, AffineMap, LogisticMixtureMap, SplineMap
+from pyroflows.transforms import AdditiveMap, AffineMap, ElementwiseMap, LogisticMixtureMap, SplineMap
 
 
 def _parameters(*shape: int) -> torch.Tensor:
@@ -44,14 +44,20 @@ def test_bad_splines(bins: int, bound: float, slope: float) -> None:
         SplineMap(bins, bound, slope)
 
 
+def _clipped(raw: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    return raw / (1 + raw.abs() / torch.where(raw > 0, high, -low))
+
+
 def test_logistic_mixture_is_that_of_its_formula() -> None:
     """Against the distribution function and density of Pyro's mixture of logistics."""
     parameters = _parameters(14)
     x = torch.linspace(-6, 6, 101, dtype=torch.float64)
     z, ladj = LogisticMixtureMap(components=4).inverse_and_ladj(x, parameters.expand(101, 14))
-    log_scale, shift = (parameters[0] / (1 + parameters[0].abs() / 3)), parameters[1]
-    weights, means = parameters[2:6].softmax(0), parameters[6:10] + torch.linspace(-1, 1, 4).double()
-    scales = (parameters[10:] / (1 + parameters[10:].abs() / 3)).exp()
+    log_scale, shift = _clipped(parameters[0], -1, 0.25), _clipped(parameters[1], -3, 3)
+    weights = torch.cat([0.99 * parameters[2:6].softmax(0), torch.tensor([0.01]).double()])
+    means = _clipped(parameters[6:10], -5, 5) + torch.linspace(-1, 1, 4).double()
+    means = torch.cat([means, torch.zeros(1).double()])
+    scales = torch.cat([_clipped(parameters[10:], -3, 0.5), torch.zeros(1).double()]).exp()
     logistics = dist.Logistic(means, scales)
     below = (weights * logistics.cdf(x[:, None])).sum(-1)
     above = (weights * logistics.cdf(2 * means - x[:, None])).sum(-1)
@@ -113,3 +119,20 @@ def test_maps_are_increasing_bijections(elementwise) -> None:
     back, back_ladj = elementwise.forward_and_ladj(z, parameters)
     torch.testing.assert_close(back, x, atol=1e-8, rtol=0)
     torch.testing.assert_close(back_ladj, -ladj, atol=1e-8, rtol=0)
+
+
+TAME = [SplineMap(), LogisticMixtureMap(), AffineMap(below=1, above=0.25, max_shift=3)]
+
+
+@pytest.mark.parametrize("tame", TAME, ids=lambda tame: type(tame).__name__)
+def test_far_out_a_map_neither_grows_nor_shrinks_without_limit(tame: ElementwiseMap) -> None:
+    """Whatever a network gives off its data: slopes of at most exp(1.5) there, and values alike."""
+    torch.manual_seed(0)
+    size = 10 ** torch.linspace(-1, 4, 500)[:, None].double()
+    parameters = size * torch.randn(500, tame.n_parameters).double()
+    for far in (-1e3, 1e3):
+        value = torch.full((500,), far, dtype=torch.float64)
+        for evaluate in (tame.forward_and_ladj, tame.inverse_and_ladj):
+            result, ladj = evaluate(value, parameters)
+            assert (ladj.abs() <= 1.5 + 1e-9).all()
+            assert ((result / value).log().abs() <= 1.5 + 0.05).all()

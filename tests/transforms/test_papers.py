@@ -96,8 +96,13 @@ def _glow_network(image: np.ndarray, weights: Weights) -> np.ndarray:
     return _zero_convolution(hidden, _below(weights, "layers.7."))
 
 
+def _bounded(shift: np.ndarray) -> np.ndarray:
+    """Between -3 and 3; log-scales of the learned priors too."""
+    return shift / (1 + np.abs(shift) / 3)
+
+
 def _glow_step(
-    h: np.ndarray, context: np.ndarray, weights: Weights, affine: bool
+    h: np.ndarray, context: np.ndarray, weights: Weights, coupling: str, papers: bool
 ) -> tuple[np.ndarray, float]:
     pixels = h.shape[1] * h.shape[2]
     log_scale = weights["transforms.2.log_scale"]
@@ -109,22 +114,31 @@ def _glow_step(
     repeated = np.ones((len(context), *h.shape[1:])) * context[:, None, None]
     network = _below(weights, "transforms.0.conditioner.")
     numbers = _glow_network(np.concatenate([h[:half], repeated]), network)
-    if not affine:
+    if coupling == "additive":
         return np.concatenate([h[:half], h[half:] + numbers]), ladj
     shift, raw = numbers[: len(h) - half], numbers[len(h) - half :]
-    scale = 1 / (1 + np.exp(-(raw + 2)))
+    if papers:
+        scale = 1 / (1 + np.exp(-(raw + 2)))
+    else:
+        shift, scale = _bounded(shift), np.exp(np.where(raw > 0, raw / (1 + raw), raw / (1 - raw / 3)))
     return np.concatenate([h[:half], (h[half:] + shift) * scale]), ladj + float(np.log(scale).sum())
 
 
 def _glow_log_likelihood(
-    x: np.ndarray, context: np.ndarray, weights: Weights, levels: int, steps: int, affine: bool
+    x: np.ndarray,
+    context: np.ndarray,
+    weights: Weights,
+    levels: int,
+    steps: int,
+    coupling: str,
+    papers: bool,
 ) -> float:
     total, h = 0.0, x
     for level in range(levels):
         below = _below(weights, f"transform.levels.{level}.transforms.")
         h = _squeeze(h)
         for step in reversed(range(1, steps + 1)):
-            h, ladj = _glow_step(h, context, _below(below, f"{step}."), affine)
+            h, ladj = _glow_step(h, context, _below(below, f"{step}."), coupling, papers)
             total += ladj
         prior = _below(below, "0.conditioner.")
         if level < levels - 1:
@@ -136,18 +150,23 @@ def _glow_log_likelihood(
             numbers = prior["bias"] + prior["weight"] @ context
             numbers = (numbers * np.exp(3 * prior["logs"]))[:, None, None]
         count = len(leaving)
+        numbers = numbers if papers else _bounded(numbers)
         # Coupled as z = (h + t) exp(r): mean -t, log standard deviation -r.
         total += _normal_log_density(leaving, -numbers[:count], -numbers[count:])
     return total
 
 
-@pytest.mark.parametrize("coupling", ["affine", "additive"])
-def test_glow_with_every_option(coupling: str) -> None:
-    """K = 2, L = 3; actnorm inside, learned priors, a class as context; initialised from data."""
+@pytest.mark.parametrize(
+    ("coupling", "scale"), [("affine", "sigmoid"), ("affine", None), ("additive", None)], ids=str
+)
+def test_glow_with_every_option(coupling: str, scale: str | None) -> None:
+    """K = 2, L = 3; actnorm inside, learned priors, a class as context; initialised from data.
+
+    The paper's scale of couplings and priors, and the bounded ones.
+    """
     torch.manual_seed(0)
-    transform = glow(
-        (3, 8, 8), levels=3, steps=2, hidden_channels=7, actnorm=True, coupling=coupling, context_dim=4
-    )
+    options = {"coupling": coupling, "scale": scale, "actnorm": True, "context_dim": 4}
+    transform = glow((3, 8, 8), levels=3, steps=2, hidden_channels=7, **options)
     flow = Flow(transform).double()
     x, labels = torch.rand(40, 3, 8, 8, dtype=torch.float64), torch.arange(40) % 4
     context = torch.nn.functional.one_hot(labels, 4).double()
@@ -157,7 +176,8 @@ def test_glow_with_every_option(coupling: str) -> None:
     got = flow(context).log_prob(x)
     assert (got.abs() < 1e4).all()  # else 1e-8 would be asked of a number with fewer digits
     for i in range(6):
-        want = _glow_log_likelihood(x[i].numpy(), context[i].numpy(), weights, 3, 2, coupling == "affine")
+        papers = scale == "sigmoid"
+        want = _glow_log_likelihood(x[i].numpy(), context[i].numpy(), weights, 3, 2, coupling, papers)
         assert abs(got[i].item() - want) < 1e-8
 
 

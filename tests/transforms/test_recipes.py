@@ -15,6 +15,7 @@ from pyroflows.transforms import (
     InvertibleConv1x1,
     InvertibleLinear,
     Permutation,
+    SplineMap,
     Squeeze,
     coupling,
     glow_step,
@@ -57,7 +58,7 @@ def test_realnvp_of_images_is_the_papers() -> None:
 
 
 def test_glow_of_images_is_the_papers() -> None:
-    transform = glow((3, 16, 16), levels=2, steps=3, hidden_channels=4)
+    transform = glow((3, 16, 16), levels=2, steps=3, hidden_channels=4, scale="sigmoid")
     first, last = transform.levels
     step = [Coupling, InvertibleConv1x1, ActNorm]
     top, *steps, _squeeze = last.transforms
@@ -70,12 +71,45 @@ def test_glow_of_images_is_the_papers() -> None:
     assert prior.elementwise.scale == "exp"
     assert [type(p) for s in steps for p in s.transforms] == 3 * step
     assert all(step.transforms[0].elementwise.scale == "sigmoid" for step in steps)
+    assert top.elementwise.scale == "exp"
+    assert all(c.elementwise.max_shift is None for c in _parts(transform, Coupling))
     assert tuple(last.event_shape) == (6, 8, 8)
 
 
+def test_glow_of_images_is_bounded_by_default() -> None:
+    """The more couplings, the closer their bounds; those of priors are wider, and no shift is above 3."""
+    for steps, below, above in ((1, 3.0, 3.0), (6, 2.0, 0.5), (12, 1.0, 0.25)):
+        transform = glow((3, 16, 16), levels=2, steps=steps, hidden_channels=4)
+        for level in transform.levels:
+            prior, *flow_steps, _squeeze = level.transforms
+            assert (prior.elementwise.below, prior.elementwise.above) == (3.0, 3.0)
+            maps = [step.transforms[0].elementwise for step in flow_steps]
+            assert [(each.below, each.above) for each in maps] == steps * [(below, above)]
+        parts = [c.elementwise for c in _parts(transform, Coupling)]
+        assert {(each.scale, each.max_shift) for each in parts} == {("softclip", 3.0)}
+    step = _parts(glow_step((4, 8, 8), hidden_channels=4), Coupling)[0].elementwise
+    assert (step.below, step.above) == (1.0, 0.25)
+    with pytest.raises(ValueError, match="a scale of"):
+        glow((3, 16, 16), coupling="additive", hidden_channels=4, scale="tanh")
+    splines = glow((3, 16, 16), levels=2, steps=1, hidden_channels=4, coupling="spline")
+    assert [type(c.elementwise) for c in _parts(splines.levels[0], Coupling)] == [AffineMap, SplineMap]
+
+
 def test_glow_of_vectors() -> None:
-    kinds = [type(p) for s in glow(5, steps=2).transforms for p in s.transforms]
+    transform = glow(5, steps=2)
+    kinds = [type(p) for s in transform.transforms for p in s.transforms]
     assert kinds == 2 * [Coupling, InvertibleLinear, ActNorm]
+    assert all(isinstance(c.elementwise, SplineMap) for c in _parts(transform, Coupling))
+    affine = _parts(glow(5, steps=2, coupling="affine"), Coupling)
+    assert all((c.elementwise.scale, c.elementwise.max_shift) == ("softclip", None) for c in affine)
+
+
+@pytest.mark.parametrize("recipe", [nice, realnvp, glow])
+def test_the_scale_of_affine_couplings(recipe) -> None:
+    papers = _parts(recipe(4, steps=2, coupling="affine", scale="sigmoid"), Coupling)
+    assert [c.elementwise.scale for c in papers] == 2 * ["sigmoid"]
+    bounded = _parts(recipe(4, steps=2, coupling="affine"), Coupling)
+    assert [c.elementwise.scale for c in bounded] == 2 * ["softclip"]
 
 
 def test_glows_permutations() -> None:
@@ -130,11 +164,20 @@ def test_couplings_share_no_parameters() -> None:
 
 
 def test_glow_starts_near_the_identity() -> None:
-    """Conditioners start at zero, rotations keep the norm: only `sigmoid(2)` is left."""
+    """Conditioners start at zero, linear maps as permutations: an order is left, or `sigmoid(2)`."""
     torch.manual_seed(0)
-    z, ladj = glow(6, steps=3).inv.call_and_ladj(torch.randn(4, 6))
+    x = torch.randn(4, 6)
+    for kind in ("spline", "affine"):
+        z, ladj = glow(6, steps=3, coupling=kind).inv.call_and_ladj(x)
+        torch.testing.assert_close(ladj, torch.zeros(4))
+        torch.testing.assert_close(z.sort(-1).values, x.sort(-1).values)
+    z, ladj = glow(6, steps=3, coupling="affine", scale="sigmoid").inv.call_and_ladj(x)
     torch.testing.assert_close(ladj, (3 * 3 * torch.sigmoid(torch.tensor(2.0)).log()).expand(4))
+    # 1x1 convolutions start as rotations, which keep the norm.
     x = torch.randn(4, 3, 8, 8)
+    z, ladj = glow((3, 8, 8), steps=2, hidden_channels=4).inv.call_and_ladj(x)
+    torch.testing.assert_close(ladj, torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.norm(dim=-1), x.flatten(1).norm(dim=-1))
     z, _ = realnvp((3, 8, 8), hidden_channels=4).inv.call_and_ladj(x)
     torch.testing.assert_close(z.sort(-1).values, x.flatten(1).sort(-1).values)
 
@@ -206,6 +249,8 @@ BAD = [
     (lambda: glow((3, 8, 8), hidden_channels=0), "expected hidden_channels of at least 1"),
     (lambda: nice(4, steps=0), "expected steps of at least 1"),
     (lambda: glow(3, coupling="cubic"), r"expected an ElementwiseMap or one of .*'affine'.*got 'cubic'"),
+    (lambda: glow(3, scale="sigmoid"), "scale='sigmoid' is for affine couplings: .* got 'spline'"),
+    (lambda: nice(3, scale="exp"), "give it with coupling='affine', got 'additive'"),
     (lambda: glow(3, context_dim=2, context_shape=(2,)), "context_dim or context_shape, got both"),
     (lambda: glow(3, permutation="random"), "permutation 'linear', 'shuffle' or 'reverse', got 'random'"),
     (lambda: glow(3, actnorm=True), "actnorm inside the conditioner is for images"),
