@@ -37,6 +37,7 @@ _CLASSES: dict[str, Callable[..., Any]] = {
         transforms.SinhArcsinh,
         transforms.SplineMap,
         transforms.Squeeze,
+        transforms.Standardize,
         transforms.TriangularAffine,
         partition.Alternate,
         partition.Checkerboard,

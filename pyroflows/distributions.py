@@ -19,6 +19,7 @@ from torch.distributions import Distribution
 
 from pyroflows.transforms.base import FlowTransform, sum_last
 from pyroflows.transforms.chain import map_tensors
+from pyroflows.transforms.standardize import Standardize, is_unbounded
 
 __all__ = ["Dequantized", "Flow"]
 
@@ -213,6 +214,29 @@ class Flow(PyroModule):
 
         return load_flow(path)[0]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # `fit` puts the transform into a `Standardize`; so does the state of a flow that was fitted.
+        if f"{prefix}transform.context_loc" in state_dict:
+            self.standardize(data=f"{prefix}transform.loc" in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def standardize(self, *, data: bool = True) -> Standardize | None:
+        """Put the transform into a `Standardize`, unless there is one in it or nothing to standardise.
+
+        Args:
+            data: Whether the data are standardised, unless they are bounded, and not the contexts alone.
+
+        Returns:
+            The `Standardize`, which leaves data as they are until `Flow.initialize` or its own `fit_to`.
+        """
+        transform = self._modules["transform"]
+        assert isinstance(transform, FlowTransform)
+        found = next((part for part in transform.modules() if isinstance(part, Standardize)), None)
+        data = data and is_unbounded(transform)
+        if found is None and (data or transform.context_shape is not None):
+            found = self.transform = Standardize(transform, data=data)
+        return found
+
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Flow:
         if isinstance(self._base, Distribution):
             map_tensors(self._base, fn)
@@ -328,11 +352,26 @@ class Dequantized(TorchDistribution):
         return -self.log_prob(x) / (self.event_shape.numel() * math.log(2))
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Integers, `uint8` for up to 256 levels and `int64` for more."""
+        """Integers, `uint8` for up to 256 levels and `int64` for more.
+
+        Raises:
+            FloatingPointError: A sample of the base is not finite, and no integer.
+        """
+        x = self.sample_reals(sample_shape)
+        bad = int((~x.isfinite()).sum())
+        if bad:
+            raise FloatingPointError(
+                f"{bad} of {x.numel()} values that were drawn are not finite: draw with a lower temperature, "
+                "or fit a flow whose scales are bounded"
+            )
+        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+
+    def sample_reals(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
+        """Integers as reals: a value that is not finite is NaN."""
         with torch.no_grad():
             y = self.base_dist.sample(torch.Size(sample_shape))
-        x = (y * self.levels).floor().clamp(0, self.levels - 1)
-        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+        y = torch.where(y.isfinite(), y, torch.nan)
+        return (y * self.levels).floor().clamp(0, self.levels - 1)
 
 
 def _dtype_of(distribution: Distribution) -> torch.dtype:

@@ -28,7 +28,8 @@ def load_flow(path: str | Path) -> tuple[Flow, dict[str, Any]]:
         # What is random in a new flow is not drawn from the user's stream.
         with torch.random.fork_rng(devices=[]):
             flow = Flow(build(config["transform"]), build(config["base"]))
-        dtype = next((w.dtype for w in weights.values() if w.is_floating_point()), None)
+        # By the parameters: a `Standardize` keeps its numbers in double precision.
+        dtype = next((weights[name].dtype for name, _ in flow.named_parameters()), None)
         flow.to(dtype=dtype).load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from None

@@ -21,6 +21,7 @@ from pyroflows.transforms.permutation import Permutation
 from pyroflows.transforms.preprocess import Logit
 from pyroflows.transforms.recipes import nice, realnvp
 from pyroflows.transforms.squeeze import Reshape, Squeeze
+from pyroflows.transforms.standardize import Standardize
 from pyroflows.transforms.tails import SinhArcsinh, sinh_arcsinh
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "SinhArcsinh",
     "SplineMap",
     "Squeeze",
+    "Standardize",
     "TriangularAffine",
     "actnorm",
     "coupling",

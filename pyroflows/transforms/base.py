@@ -245,8 +245,15 @@ class FlowTransform(TransformModule, ConditionalTransform):
             )
         return shape[:cut]
 
-    def _check_dtype(self, tensor: Tensor, what: str) -> Tensor:
-        parameter = _first_parameter(self)
+    @property
+    def _takes_any_dtype(self) -> bool:
+        """Whether data and contexts may be reals of another dtype than the parameters."""
+        return False
+
+    def _check_dtype(self, tensor: Tensor, what: str, wide: bool) -> Tensor:
+        if wide and self._takes_any_dtype and tensor.is_floating_point():
+            return tensor
+        parameter = first_parameter(self)
         if parameter is None:
             if tensor.is_floating_point():
                 return tensor
@@ -277,7 +284,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
         """Check the input, and broadcast it and the context to one batch shape."""
         event_shape = self.latent_shape if forward else self.event_shape
         batch = self._batch_shape(value.shape, event_shape)
-        value = self._check_dtype(value, "an input")
+        value = self._check_dtype(value, "an input", wide=not forward)
         if self.context_shape is None:
             return value, None
         if context is None:
@@ -285,7 +292,7 @@ class FlowTransform(TransformModule, ConditionalTransform):
                 f"{type(self).__name__} is conditional: use `.condition(context)` with a context of shape "
                 f"{_batched(self.context_shape)}"
             )
-        context = self._check_dtype(context, "a context")
+        context = self._check_dtype(context, "a context", wide=True)
         context_batch = context.shape[: context.dim() - len(self.context_shape)]
         if context_batch != batch:
             batch = _broadcast(batch, context_batch)
@@ -410,13 +417,13 @@ def sum_last(value: Tensor, n: int) -> Tensor:
     return value.sum(tuple(range(-n, 0))) if n else value
 
 
-def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
     """As `next(module.parameters())`, which torch.compile can't trace: Pyro's modules have their own hash."""
     for parameter in module._parameters.values():
         if parameter is not None:
             return parameter
     for child in module._modules.values():
-        if child is not None and (parameter := _first_parameter(child)) is not None:
+        if child is not None and (parameter := first_parameter(child)) is not None:
             return parameter
     return None
 

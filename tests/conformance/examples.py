@@ -27,6 +27,7 @@ from pyroflows.transforms import (
     SinhArcsinh,
     SplineMap,
     Squeeze,
+    Standardize,
     TriangularAffine,
     coupling,
     glow,
@@ -81,6 +82,13 @@ def _with_foreign_parts() -> Chain:
     return Chain([affine, ActNorm((3,)), dist.transforms.Permute(torch.tensor([2, 0, 1])), coupling(3)])
 
 
+def _standardized(context_dim: int | None = None) -> Standardize:
+    transform = Standardize(realnvp(3, steps=2, hidden_features=(8,), context_dim=context_dim))
+    x = torch.tensor([[1.0, 2.0, -5.0], [3.0, 2.5, 7.0]])
+    transform.fit_to(x, None if context_dim is None else torch.tensor([[1.0, 9.0], [2.0, 3.0]]))
+    return transform
+
+
 EXAMPLES = [
     Example("actnorm_vector", lambda: ActNorm((3,))),
     Example("actnorm_image", lambda: ActNorm((3, 2, 4))),
@@ -128,6 +136,9 @@ EXAMPLES = [
     Example("sinh_arcsinh_image", lambda: SinhArcsinh((2, 2, 3))),
     Example("squeeze", lambda: Squeeze((3, 4, 2))),
     Example("reshape", lambda: Reshape((12,), (3, 2, 2))),
+    Example("standardize", _standardized),
+    Example("standardize_context", lambda: _standardized(context_dim=2)),
+    Example("standardize_image", lambda: Standardize(glow((1, 4, 4), levels=1, steps=1, hidden_channels=4))),
     Example("logit", lambda: Logit((3,), alpha=0.05)),
     Example("logit_image", lambda: Logit((1, 2, 3), alpha=0.01)),
     Example("multiscale", lambda: MultiScale([Squeeze((1, 4, 4)), Chain([ActNorm((2, 2, 2))])])),
