@@ -23,6 +23,8 @@ __all__ = ["plot_density", "plot_losses", "plot_posterior", "plot_samples"]
 # Of more dimensions a corner plot would be unreadable.
 _CORNER = 6
 _SCATTERED = 1000
+# Red, green and blue of a pixel that is not finite: magenta is in no picture of digits and in few others.
+_NOT_FINITE = torch.tensor([1.0, 0.0, 1.0]).double()
 
 
 def plot_samples(
@@ -52,14 +54,16 @@ def plot_samples(
     panels = {"samples": samples} if real is None else {"samples": samples, "real": real[: len(samples)]}
     if samples.dim() == 2:
         columns = min(_CORNER, samples.shape[1])
-        points = {title: panel[:, :columns] for title, panel in reversed(panels.items())}
-        _save(_corner(points, [""] * columns), path)
+        # The fewer points are in front, where the others don't hide them.
+        ordered = sorted(reversed(panels.items()), key=lambda item: -len(item[1]))
+        points = {title: panel[:, :columns] for title, panel in ordered}
+        _save(_corner(points, [f"column {i}" for i in range(columns)]), path)
         return
     figure = _figure(4.5 * len(panels), 4.8)
     for i, (title, images) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
-        axes.set_title(title)
-        axes.imshow(_grid(images, levels).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(_counted(title, images))
+        axes.imshow(_grid(images, levels).numpy(), interpolation="nearest")
         axes.set_axis_off()
     _save(figure, path)
 
@@ -107,14 +111,20 @@ def plot_posterior(
 
 
 def plot_losses(
-    losses: Sequence[float], path: str | Path, *, held_out: Sequence[float] = (), unit: str = "nats"
+    losses: Sequence[float],
+    path: str | Path,
+    *,
+    held_out: Sequence[float] = (),
+    held_out_every: int = 1,
+    unit: str = "nats",
 ) -> None:
     """Write a picture of the losses of a fit's epochs.
 
     Args:
         losses: Of the training data.
         path: The file, whose ending gives its format.
-        held_out: Of the held-out data.
+        held_out: Those of the held-out data.
+        held_out_every: Epochs between two of these.
         unit: What they are in.
 
     Raises:
@@ -127,11 +137,18 @@ def plot_losses(
     """
     figure = _figure(6, 4)
     axes = figure.add_subplot()
-    for label, values in (("training", losses), ("held out", held_out)):
-        if values:
-            axes.plot(range(1, len(values) + 1), values, label=label, marker=".")
+    if losses:
+        epochs = range(1, len(losses) + 1)
+        axes.plot(epochs, losses, label=_counted("training", torch.tensor(losses)), marker=".")
+    if held_out:
+        # The last epoch is evaluated, too.
+        at = [min(held_out_every * (i + 1), max(len(losses), 1)) for i in range(len(held_out))]
+        axes.plot(at, held_out, label=_counted("held out", torch.tensor(held_out)), marker=".")
+        best = min((pair for pair in zip(held_out, at, strict=True) if math.isfinite(pair[0])), default=None)
+        if best is not None:
+            axes.axvline(best[1], color="gray", linestyle="--", label="best held out")
     # What the first epochs come from would leave no room for what matters.
-    shown = sorted([*losses, *held_out])
+    shown = sorted(value for value in [*losses, *held_out] if math.isfinite(value))
     if len(shown) > 40:
         axes.set_ylim(top=shown[int(0.95 * (len(shown) - 1))] + 0.1 * (shown[-1] - shown[0] + 1e-6))
     axes.set(xlabel="epoch", ylabel=unit)
@@ -171,6 +188,7 @@ def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resoluti
     if not others:
         with torch.no_grad():
             density = flow().log_prob(x[:, None]).exp().cpu().numpy()
+        axes.set_title(_counted("learned density", torch.from_numpy(density)))
         axes.hist(data[:, 0].cpu().numpy(), bins=50, density=True, color="lightgray")
         axes.plot(x.cpu().numpy(), density)
         return axes
@@ -178,7 +196,11 @@ def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resoluti
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
     with torch.no_grad():
         density = flow().log_prob(grid).exp().cpu().numpy()
-    axes.pcolormesh(x.cpu().numpy(), y.cpu().numpy(), density, cmap="magma", shading="auto", rasterized=True)
+    # Where the density is not finite there is no colour.
+    axes.set_facecolor("magenta")
+    axes.set_title(_counted("learned density", torch.from_numpy(density).flatten()))
+    masked = np.ma.masked_invalid(density)
+    axes.pcolormesh(x.cpu().numpy(), y.cpu().numpy(), masked, cmap="magma", shading="auto", rasterized=True)
     points = data.cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=2, c="white", alpha=0.35, linewidths=0)
     axes.set_aspect("equal")
@@ -193,17 +215,28 @@ def save_density(flow: Flow, data: Tensor, path: str | Path) -> None:
 
 
 def _grid(images: Tensor, levels: int | None) -> Tensor:
-    """Images in a near-square grid, `(H, W, C)` in [0, 1], with a line between."""
+    """Images in a near-square grid, `(H, W, 3)` in [0, 1], with a line between.
+
+    A pixel that is not finite is magenta.
+    """
     values = images.detach().cpu().double()
     values = values / (levels - 1) if levels is not None else values
+    finite = values.isfinite().all(-3, keepdim=True)
+    values = torch.where(finite, values.clamp(0, 1), _NOT_FINITE.view(3, 1, 1))
     columns = math.ceil(math.sqrt(len(values)))
     rows = math.ceil(len(values) / columns)
     channels, height, width = values.shape[1:]
     grid = torch.full((channels, rows * (height + 1) + 1, columns * (width + 1) + 1), 0.35).double()
-    for i, image in enumerate(values.clamp(0, 1)):
+    for i, image in enumerate(values):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         grid[:, top : top + height, left : left + width] = image
-    return grid[0] if channels == 1 else grid.movedim(0, -1)
+    return grid.movedim(0, -1)
+
+
+def _counted(title: str, values: Tensor) -> str:
+    """A title that tells how many rows are not finite, if some are."""
+    bad = int((~values.isfinite()).reshape(len(values), -1).any(1).sum())
+    return title if not bad else f"{title} ({bad} of {len(values)} not finite)"
 
 
 def _elements(draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,6 +261,7 @@ def _corner(sets: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
     size = len(labels)
     figure = _figure(max(4.5, 2 * size), max(4.5, 2 * size))
     points = {title: values.detach().cpu().double().numpy() for title, values in sets.items()}
+    names = {title: _counted(title, values) for title, values in sets.items()}
     limits = [_limits([values[:, i] for values in points.values()]) for i in range(size)]
     for row in range(size):
         for column in range(row + 1):
@@ -236,7 +270,7 @@ def _corner(sets: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
                 color = _COLORS[title]
                 if row == column:
                     bins = np.linspace(*limits[row], 41).tolist()
-                    axes.hist(values[:, row], bins, density=True, alpha=0.6, color=color, label=title)
+                    axes.hist(values[:, row], bins, density=True, alpha=0.6, color=color, label=names[title])
                 else:
                     # Of more, the last set would hide the first.
                     some = values[:: math.ceil(len(values) / _SCATTERED)]
@@ -278,7 +312,7 @@ def _limits(sets: Sequence[np.ndarray]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-_COLORS = {"real": "darkgray", "samples": "tab:blue", "reference": "tab:orange", "guide": "tab:blue"}
+_COLORS = {"real": "dimgray", "samples": "tab:blue", "reference": "tab:orange", "guide": "tab:blue"}
 
 
 def _figure(width: float, height: float) -> Figure:

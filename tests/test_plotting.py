@@ -7,14 +7,15 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pyroflows import Flow, plotting, realnvp
+from pyroflows import Dequantized, Flow, plotting, realnvp
 from pyroflows.plotting import _grid, plot_density, plot_posterior, plot_samples
+from pyroflows.transforms import FlowTransform
 
 
 def test_grid_places_each_image() -> None:
     images = torch.arange(5)[:, None, None, None].expand(5, 1, 2, 3)
     grid = _grid(images, levels=5)
-    assert grid.shape == (2 * 3 + 1, 3 * 4 + 1)
+    assert grid.shape == (2 * 3 + 1, 3 * 4 + 1, 3)
     for i in range(5):
         row, column = (i // 3) * 3 + 1, (i % 3) * 4 + 1
         assert (grid[row : row + 2, column : column + 3] == i / 4).all()
@@ -97,3 +98,53 @@ def test_bad_posterior(tmp_path: Path) -> None:
         plot_posterior(draws, tmp_path / "x.png", reference={"v": draws["v"], "w": draws["w"][:, :2]})
     with pytest.raises(ValueError, match="expected guide draws of some variable"):
         plot_posterior({}, tmp_path / "x.png")
+
+
+def test_what_is_not_finite_is_marked_and_counted(tmp_path: Path, figures: list[Figure]) -> None:
+    images = torch.rand(4, 1, 3, 3)
+    images[1, 0, 2, 1] = torch.nan
+    images[2, 0, 0, 0] = -torch.inf
+    for shape in ((4, 1, 3, 3), (4, 3, 3, 3)):
+        grid = _grid(images.expand(shape), None)
+        marked = (grid == torch.tensor([1.0, 0.0, 1.0]).double()).all(-1)
+        assert marked.nonzero().tolist() == [[3, 6], [5, 1]]
+    plot_samples(images, tmp_path / "x.png", real=torch.rand(4, 1, 3, 3))
+    assert [axes.get_title() for axes in figures[-1].axes] == ["samples (2 of 4 not finite)", "real"]
+    points = torch.randn(50, 2)
+    points[3, 1] = torch.inf
+    plot_samples(points, tmp_path / "x.png", real=torch.randn(20, 2))
+    assert [text.get_text() for text in figures[-1].legends[0].get_texts()] == [
+        "samples (1 of 50 not finite)", "real"
+    ]  # fmt: skip
+    assert _labels(figures[-1]) == ["column 0", "column 1"]
+    plotting.plot_losses([3.0, torch.nan, 1.0], tmp_path / "x.png", held_out=[2.0, 1.5], held_out_every=2)
+    lines = {line.get_label(): list(line.get_xdata()) for line in figures[-1].axes[0].get_lines()}
+    assert lines == {
+        "training (1 of 3 not finite)": [1, 2, 3], "held out": [2, 3], "best held out": [3, 3]
+    }  # fmt: skip
+
+
+class _Hole(FlowTransform):
+    """Not finite for data below 0."""
+
+    def _forward_and_ladj(self, z: torch.Tensor, context: None) -> tuple[torch.Tensor, torch.Tensor]:
+        return z.square(), (2 * z).abs().log().sum(-1)
+
+    def _inverse_and_ladj(self, x: torch.Tensor, context: None) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.sqrt(), -(2 * x.sqrt()).log().sum(-1)
+
+
+def test_a_density_that_is_not_finite_has_no_colour() -> None:
+    for size in (1, 2):
+        axes = plot_density(
+            Flow(_Hole(size)), torch.linspace(-1, 1, 5)[:, None].expand(5, size), resolution=8
+        )
+        assert "not finite" in axes.get_title()
+
+
+def test_integers_are_no_place_for_what_is_not_finite() -> None:
+    images = Dequantized(Flow(_Hole(2))(), levels=4)
+    images.base_dist.transforms[0]._forward_and_ladj = lambda z, _: (z / 0, z.sum(-1))
+    with pytest.raises(FloatingPointError, match="6 of 6 values that were drawn are not finite"):
+        images.sample((3,))
+    assert images.sample_reals((3,)).isnan().all()
