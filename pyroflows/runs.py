@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.distributions import Distribution
 
+from pyroflows.baseline import Gaussian
 from pyroflows.distributions import Dequantized, Flow
 from pyroflows.saving import load_flow, save_flow
 from pyroflows.state import write_file
+from pyroflows.tables import Grid
 
 __all__ = ["Run"]
 
@@ -21,21 +22,41 @@ CHECKPOINT, METRICS = "flow.safetensors", "metrics.json"
 
 @dataclass(frozen=True)
 class Run:
-    """A fitted flow, and the number of levels of its integer data, written to and read from a folder."""
+    """A fitted flow and what belongs to it, written to and read from a folder.
+
+    Attributes:
+        flow: The flow.
+        levels: Number of levels of integer data; `None` for reals.
+        grid: The grid of the columns of a table that were dequantized.
+        baseline: The Gaussian that was fitted to the same table.
+    """
 
     flow: Flow
     levels: int | None
+    grid: Grid | None = None
+    baseline: Gaussian | None = None
 
     def sample(self, n: int, temperature: float = 1.0) -> Tensor:
-        """Data, `(n, *event_shape)`: integers if it has levels."""
-        distribution: Distribution = self.flow(temperature=temperature)
+        """Data, `(n, *event_shape)`: integers if it has levels, on the grid if it has one.
+
+        Raises:
+            FloatingPointError: A sample that should be of integers is not finite.
+        """
         if self.levels is not None:
-            distribution = Dequantized(distribution, self.levels)
-        return distribution.sample((n,))
+            return Dequantized(self.flow(temperature=temperature), self.levels).sample((n,))
+        x = self.flow(temperature=temperature).sample((n,))
+        return x if self.grid is None else self.grid.round(x)
+
+    def draw(self, n: int, temperature: float = 1.0) -> Tensor:
+        """Samples to look at: as `sample`, but always of reals, which may be not finite."""
+        if self.levels is None:
+            return self.sample(n, temperature)
+        return Dequantized(self.flow(temperature=temperature), self.levels).sample_reals((n,))
 
     def save(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write the flow and its metrics, each under a temporary name first, so that none is ever half."""
-        save_flow(self.flow, folder / CHECKPOINT, {"levels": self.levels})
+        extra = {"levels": self.levels, "grid": _fields(self.grid), "baseline": _fields(self.baseline)}
+        save_flow(self.flow, folder / CHECKPOINT, extra)
         write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
 
     @classmethod
@@ -49,4 +70,14 @@ class Run:
         if not path.is_file():
             raise ValueError(f"expected the folder of a run, with a {CHECKPOINT} in it, got {str(folder)!r}")
         flow, extra = load_flow(path)
-        return cls(flow, extra.get("levels"))
+        grid, baseline = extra.get("grid"), extra.get("baseline")
+        return cls(
+            flow,
+            extra.get("levels"),
+            None if grid is None else Grid(**grid),
+            None if baseline is None else Gaussian(**baseline),
+        )
+
+
+def _fields(value: Grid | Gaussian | None) -> dict[str, Tensor] | None:
+    return None if value is None else dict(vars(value))

@@ -18,6 +18,7 @@ from pyroflows.runs import Run
 from pyroflows.training.data import as_list
 from pyroflows.training.density import DensityModule
 from pyroflows.transforms.base import FlowTransform
+from pyroflows.transforms.standardize import Standardize
 
 with needs_fit_extra("pyroflows.training"):
     import lightning
@@ -73,7 +74,9 @@ class Watch(lightning.Callback):
             if not parameter.isfinite().all():
                 self._stop(trainer, module, f"{name} is not finite")
         shown = self.batch if self.held_out is None else self.held_out
-        if self.warned or shown is None:
+        # Where epochs are short, as often as held-out data are looked at.
+        every = trainer.check_val_every_n_epoch or 1
+        if self.warned or shown is None or (trainer.current_epoch + 1) % every:
             return
         data, *given = (part[:64] for part in shown)
         with torch.random.fork_rng(), torch.no_grad(), _evaluating(module):
@@ -115,23 +118,21 @@ class Pictures(lightning.Callback):
         assert isinstance(module, DensityModule)
         if (trainer.current_epoch + 1) % self.every == 0:
             with torch.random.fork_rng(), _evaluating(module):
-                draw_samples(module.flow, module.levels, self.folder, self.real, trainer.is_global_zero)
+                run = Run(module.flow, module.levels, module.grid)
+                draw_samples(run, self.folder, self.real, trainer.is_global_zero)
 
 
-def draw_samples(
-    flow: Flow, levels: int | None, folder: Path, real: Tensor | None, write: bool = True
-) -> None:
+def draw_samples(run: Run, folder: Path, real: Tensor | None, write: bool = True) -> None:
     """Write `samples.png`: a grid of 64 images, or 1,000 points; nothing for what can't be shown.
 
     A process that does not `write` draws all the same, as the weights may be spread over the processes.
     """
-    shape = tuple(flow.transform.event_shape)
-    if flow.transform.context_shape is not None or (len(shape) == 3 and shape[0] not in (1, 3)):
+    shape = tuple(run.flow.transform.event_shape)
+    if run.flow.transform.context_shape is not None or (len(shape) == 3 and shape[0] not in (1, 3)):
         return
-    x = Run(flow, levels).sample(64 if len(shape) == 3 else 1000)
+    x = run.draw(64 if len(shape) == 3 else 1000)
     if write:
-        # A young flow may have samples that are not finite.
-        plot_samples(x.nan_to_num(0.0, 0.0, 0.0), folder / "samples.png", real=real, levels=levels)
+        plot_samples(x, folder / "samples.png", real=real, levels=run.levels)
 
 
 @contextmanager
@@ -146,12 +147,17 @@ def _evaluating(module: DensityModule) -> Iterator[None]:
 
 
 def round_trip_error(flow: Flow, data: Tensor, context: Tensor | None = None) -> float:
-    """The largest difference between data and what the inverse and the transform make of them."""
+    """The largest difference between data and what the inverse and the transform make of them.
+
+    In units of the data that a flow sees: standardised, if it standardises them.
+    """
     transform = flow(context).transforms[0]
     # Not by the views: those would remember the data.
     z, _ = transform.inv.call_and_ladj(data)
     x, _ = transform.call_and_ladj(z.clone())
-    return (x - data).abs().max().item()
+    difference = (x - data).abs()
+    scale = next((part.scale for part in flow.modules() if isinstance(part, Standardize) and part.data), None)
+    return (difference if scale is None else difference / scale).max().item()
 
 
 def first_non_finite(flow: Flow, data: Tensor, context: Tensor | None = None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 
 from pyroflows.distributions import Flow
 
@@ -42,6 +42,12 @@ class Rows(Dataset[list[Tensor]]):
         if isinstance(self.data, Tensor):
             return [self.data[indices]] + ([] if self.context is None else [self.context[indices]])
         return as_list(default_collate([self.data[int(i)] for i in indices]))
+
+    def part(self, indices: Tensor) -> Rows:
+        """Some of the rows."""
+        if isinstance(self.data, Tensor):
+            return Rows(self.data[indices], None if self.context is None else self.context[indices])
+        return Rows(Subset(self.data, indices.tolist()))
 
 
 class Batches(Sampler[list[int]]):
@@ -104,8 +110,12 @@ class SeededLoader:
         yield from self.loader
 
 
-def as_rows(data: Any, context: Tensor | np.ndarray | None = None) -> Rows | DataLoader[Any]:
+def as_rows(
+    data: Any, context: Tensor | np.ndarray | None = None, levels: int | None = None
+) -> Rows | DataLoader[Any]:
     """Tensors, arrays and datasets as `Rows`; a loader as it is.
+
+    A table of integers without `levels` is one of reals: levels are those of pixels.
 
     Raises:
         ValueError: The data are something else.
@@ -115,7 +125,8 @@ def as_rows(data: Any, context: Tensor | np.ndarray | None = None) -> Rows | Dat
     if isinstance(context, np.ndarray):
         context = torch.as_tensor(context)
     if isinstance(data, Tensor):
-        return Rows(data, context)
+        is_integer_table = data.dim() == 2 and not (data.is_floating_point() or data.is_complex())
+        return Rows(data.double() if is_integer_table and levels is None else data, context)
     if context is not None:
         raise ValueError(
             "context= goes with a tensor or array of data: a Dataset gives each datum with its own"
@@ -181,9 +192,14 @@ def check_data(
     if data.is_floating_point():
         if levels is not None or noise is not None:
             raise ValueError(f"levels and noise are for integer data, got {data.dtype}")
-        bad = (~data.isfinite()).flatten(1).any(1).nonzero()
+        bad = (~data.isfinite()).nonzero()
         if len(bad):
-            raise ValueError(f"expected finite data, got a value that is not in row {bad[0].item()}")
+            row, *place = bad[0].tolist()
+            where = f"column {place[0]}" if len(place) == 1 else f"element {tuple(place)}"
+            raise ValueError(
+                f"expected finite data, got {data[tuple(bad[0])].item()} in {where}, row {row}: leave such "
+                "rows or columns out, or fill them in"
+            )
         return None
     levels = 256 if levels is None else levels
     low, high = int(data.min()), int(data.max())
@@ -202,3 +218,6 @@ def _check_context(expected: tuple[int, ...] | None, context: Tensor | None, n: 
             f"expected a context of shape {(n, *expected)}, one of each datum, "
             f"got {None if context is None else tuple(context.shape)}"
         )
+    bad = (~context.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise ValueError(f"expected finite contexts, got one that is not in row {bad[0].item()}")

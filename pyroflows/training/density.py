@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +12,18 @@ from torch.utils.data import DataLoader
 
 from pyroflows._extras import needs_fit_extra
 from pyroflows.distributions import Dequantized, Flow
+from pyroflows.tables import Grid
 from pyroflows.training.data import Rows, SeededLoader, as_list, batches
+from pyroflows.training.schedule import Schedule
 from pyroflows.training.svi import SVIModule
 
 with needs_fit_extra("pyroflows.training"):
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
-__all__ = ["DensityModule"]
+__all__ = ["VALIDATION", "DensityModule"]
+
+# The name of the validation score among Lightning's metrics.
+VALIDATION = "held out"
 
 
 class DensityModule(SVIModule):
@@ -41,12 +45,16 @@ class DensityModule(SVIModule):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         seed: int = 0,
+        schedule: Schedule | None = None,
+        grid: Grid | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(flow)
         self.levels, self.noise = levels, noise
         self.rows, self.val_rows, self.batch_size = rows, val_rows, batch_size
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
+        self.schedule = Schedule() if schedule is None else schedule
+        self.grid = grid
         self.options = options
         self.losses: list[float] = []
         self.val_losses: list[float] = []
@@ -63,14 +71,18 @@ class DensityModule(SVIModule):
 
     def reals(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
         """The data as the flow sees them."""
-        return batch if self.levels is None else self._of_integers(context).dequantize(batch)
+        if self.levels is not None:
+            return self._of_integers(context).dequantize(batch)
+        if not self.flow.transform._takes_any_dtype:
+            batch = batch.to(next(self.flow.parameters()).dtype)
+        return batch if self.grid is None else self.grid.blur(batch)
 
     def objective(self, batch: Any) -> Tensor:
         """Mean nats, or bits per dimension of integers."""
         data, *given = as_list(batch)
         context = given[0] if given else None
         if self.levels is None:
-            return -self.flow(context).log_prob(data).mean()
+            return -self.flow(context).log_prob(self.reals(data)).mean()
         return self._of_integers(context).bits_per_dim(data).mean()
 
     def _of_integers(self, context: Tensor | None) -> Dequantized:
@@ -126,6 +138,11 @@ class DensityModule(SVIModule):
         self.losses.append(self._over_processes(torch.stack(self._epoch_losses).mean(), "mean").item())
         self._epoch_losses.clear()
 
+    def on_train_epoch_start(self) -> None:
+        # The last weights are a candidate, whichever epochs are evaluated.
+        if self.trainer.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1
+
     def on_validation_epoch_start(self) -> None:
         # The same noise each time; the training's is set anew by its next epoch.
         torch.manual_seed(self.seed)
@@ -140,7 +157,10 @@ class DensityModule(SVIModule):
         # By sums of reals: Lightning's own mean over processes rounds the number of data.
         total, count = self._over_processes(self._held_out, "sum")
         self.val_losses.append((total / count).item())
-        self.log("held out", total / count, prog_bar=True, sync_dist=True)
+        self.log(VALIDATION, total / count, prog_bar=True, sync_dist=True)
+        self.schedule.update(self.val_losses[-1], self.trainer.global_step)
+        if self.schedule.ended:
+            self.trainer.should_stop = True
 
     def _over_processes(self, value: Tensor, how: str) -> Tensor:
         reduced = self.trainer.strategy.reduce(value, reduce_op=how)
@@ -149,7 +169,7 @@ class DensityModule(SVIModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["losses"], checkpoint["val_losses"] = self.losses, self.val_losses
-        checkpoint["options"] = self.options
+        checkpoint["options"], checkpoint["schedule"] = self.options, self.schedule.state()
         last_epoch = self.trainer.current_epoch + 1 == self.trainer.max_epochs
         checkpoint["finished"] = last_epoch or self.trainer.should_stop
 
@@ -159,6 +179,7 @@ class DensityModule(SVIModule):
                 f"the run was started with {checkpoint['options']}: go on with these, not with {self.options}"
             )
         self.losses, self.val_losses = checkpoint["losses"], checkpoint["val_losses"]
+        self.schedule.load(checkpoint["schedule"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # The networks' matrices and kernels decay; zero is no natural value of the other parameters.
@@ -171,12 +192,7 @@ class DensityModule(SVIModule):
         # With gradients that are scaled, Lightning does not clip for an optimizer that unscales them itself.
         fused = "mixed" not in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
-        total = int(self.trainer.estimated_stepping_batches)
-        warmup = max(1, min(50, total // 10))
-
-        def schedule(step: int) -> float:
-            cosine = (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
-            return min(1.0, (step + 1) / warmup) * cosine
-
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        if self.schedule.total is None:
+            self.schedule.total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.step_size)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,39 +18,36 @@ from pyroflows._extras import needs_fit_extra
 from pyroflows.datasets import load
 from pyroflows.distributions import Flow
 from pyroflows.plotting import plot_losses, save_density
+from pyroflows.runs import Run
 from pyroflows.state import read_state
+from pyroflows.tables import Grid, check_table
 from pyroflows.training.callbacks import Pictures, Watch, draw_samples
 from pyroflows.training.checkpoint import SafeCheckpointIO
 from pyroflows.training.data import Data, as_rows, check_data, device_of, first_batch
-from pyroflows.training.density import DensityModule
-from pyroflows.training.score import score
+from pyroflows.training.prepare import count_steps, hold_out, initialize, standardize, table_of
+from pyroflows.training.report import FitResult, baselines, count_not_finite
+from pyroflows.training.schedule import Schedule
+from pyroflows.training.score import score_rows
+from pyroflows.training.trainer import BEST, LAST, module_and_strategy, quiet, saving_to
 
 with needs_fit_extra("pyroflows.training"):
     import lightning
-    from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.callbacks import Callback, WeightAveraging
     from torch.optim.swa_utils import get_ema_avg_fn
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["fit"]
 
-LAST, BEST = "last.ckpt", "best.ckpt"
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a fit gave.
-
-    Attributes:
-        losses: Mean training loss of each epoch: bits per dimension of integer data, else nats per datum.
-        score: Mean of the same on the validation data at the end, or `None` without.
-        val_losses: The same after each epoch, by one draw of the noise.
-        path: The folder of the checkpoints, or `None`.
-    """
-
-    losses: list[float]
-    score: float | None
-    val_losses: list[float]
-    path: Path | None
+# Epochs where nothing is held out, which could end the fit.
+_EPOCHS = 50
+# Steps after which a fit ends whose validation score still gets better: ten times what the largest of the
+# five tables of tests/benchmarks/table_quality.py needs.
+_MAX_STEPS = 20_000
+# Rows up to which a table is fitted once more, to all rows, by the steps that were best: there a tenth more
+# rows are worth 0.05 to 1 nats, and the time is short.
+_FEW = 1000
+# Steps between evaluations of the validation data: with fewer, the evaluations would take longer than the
+# steps.
+_STEPS_BETWEEN = 5
 
 
 def fit(
@@ -59,15 +55,19 @@ def fit(
     data: Data | str | Path,
     val_data: Data | None = None,
     *,
+    test_data: Data | None = None,
     context: Tensor | None = None,
     val_context: Tensor | None = None,
+    test_context: Tensor | None = None,
+    val_fraction: float = 0.1,
     levels: int | None = None,
     noise: Flow | None = None,
-    max_epochs: int = 50,
+    dequantize: Sequence[int] = (),
+    max_epochs: int | None = None,
     batch_size: int = 64,
     lr: float = 2e-3,
     weight_decay: float = 0.1,
-    patience: int | None = None,
+    patience: int | None = 15,
     ema: float | None = None,
     precision: Any = "32-true",
     accelerator: str = "auto",
@@ -81,13 +81,19 @@ def fit(
     callbacks: list[Callback] | None = None,
     progress_bar: bool = True,
 ) -> FitResult:
-    r"""Fit a flow to data by maximum likelihood, in place.
+    r"""Fit a flow to data by maximum likelihood, in place, until held-out data gain no more.
 
     .. math:: \min_\theta \; -\frac{1}{N} \sum_n \log p_\theta(x_n)
 
-    with AdamW, a short warm-up and a cosine decay of the step size. First every `ActNorm` is initialised
-    from up to 1,024 of the data. Integer data are dequantized (`Dequantized`) by uniform noise, or by noise
-    that is learned with the flow.
+    with AdamW and a short warm-up. The step size falls when the score of the validation data stalls, and by
+    a cosine towards the last epoch. The weights with the best validation score are kept. A table of up to
+    1,000 rows, a part of which was held out, is then fitted once more, from the start, to all of its rows, by
+    the steps that led to the best score (by one process alone).
+
+    First each column of a table, channel of real images and element of a context is centred and scaled: the
+    flow's transform becomes a `Standardize`, whose numbers a second fit keeps. Then every `ActNorm` is
+    initialised from up to 1,024 of the data. Integer data are dequantized (`Dequantized`) by uniform noise,
+    or by noise that is learned with the flow. A warning tells of samples that are not finite.
 
     A fit with `out` can be killed at any moment: `resume=True` goes on from the end of the last epoch, to the
     same weights, bit for bit on one process, as if it had not been killed.
@@ -96,27 +102,36 @@ def fit(
         flow: The flow; it is changed, and in evaluation mode afterwards.
         data: `(N, *event_shape)`: reals, or integers 0 to `levels - 1`, as a tensor or array; a `Dataset` of
             data, each alone or as `(datum, context)`; a `DataLoader` of batches of these; or what
-            `pyroflows.datasets.load` takes: a name, a file or a folder of images.
-        val_data: Held-out data of the same kind; no choice is made by them, unless with `patience`.
+            `pyroflows.datasets.load` takes: a name, a file or a folder of images. Without `levels` a table of
+            integers is one of reals.
+        val_data: Validation data of the same kind, by which the weights are chosen.
+        test_data: Data of the same kind that choose nothing and are only scored.
         context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
-        val_context: The held-out data's.
+        val_context: That of the validation data.
+        test_context: That of the test data.
+        val_fraction: Part of `data` that is held out where no `val_data` are given; 0 holds nothing out.
         levels: Number of levels of integer data; by default 256.
         noise: A conditional flow of the dequantization noise, which is fitted too. `None`: uniform noise.
-        max_epochs: Number of passes over the data.
+        dequantize: Numbers of the columns of a table that get uniform noise of the width of their own step.
+        max_epochs: Largest number of passes over the data. By default 20,000 steps' worth, and 50 passes
+            where nothing is held out.
         batch_size: Data in a step of each process.
         lr: Largest step size.
         weight_decay: AdamW's, of the networks' weights only.
-        patience: Stop after so many epochs without a better held-out score, and go back to the best weights.
+        patience: Epochs without a better validation score after which the fit ends (an epoch of less than 5
+            steps counts together with those that follow, up to 5 steps). The step size falls after a third
+            and two thirds of them. `None`: all epochs are run, and the last weights are kept.
         ema: Decay of an exponential moving average of the weights, such as 0.999; the average is what is
             scored and what the flow ends with.
         precision: Lightning's: `"bf16-mixed"` for bfloat16 networks, the density itself in full precision.
         accelerator: Lightning's: `"cpu"`, `"gpu"` or what there is.
         devices: Number of processes.
         strategy: Lightning's, such as `"ddp"`; `"fsdp"` spreads weights and optimizer state over the
-            processes (PyTorch's `fully_shard`, from version 2.6 on). Checkpoints are the same of all.
-        seed: Of the order of the data and the noise.
-        out: Folder of the checkpoints `last.ckpt` and, with `val_data`, `best.ckpt`, and of the pictures
-            `samples.png`, `losses.png` and, of one or two dimensions, `density.png`.
+            processes (PyTorch's `fully_shard`, from version 2.6 on). A fit goes on from the checkpoints of
+            any other strategy.
+        seed: Seed of the part that is held out, the order of the data and the noise.
+        out: Folder of the checkpoints `last.ckpt` and, with validation data, `best.ckpt`, and of the pictures
+            `samples.png`, `losses.png` and, for one or two dimensions, `density.png`.
         resume: Go on from `last.ckpt`, if there is one.
         sample_every: Write `samples.png` after so many epochs, and not only at the end.
         logger: Lightning's logger.
@@ -124,12 +139,12 @@ def fit(
         progress_bar: Whether to show one.
 
     Returns:
-        Losses and score: bits per dimension (integer data) or nats per datum (reals).
+        Losses and scores: bits per dimension (integer data) or nats per datum (reals).
 
     Raises:
-        ValueError: The data are not of the flow's event shape, are not finite, or are too few; a context is
-            missing or not wanted; noise is given for reals; what is resumed was started with other options; a
-            checkpoint can't be read or written.
+        ValueError: The data are not of the flow's event shape, are not finite, or are too few; a column of a
+            table is constant or is there twice; a context is missing or not wanted; noise is given for reals;
+            what is resumed was started with other options; a checkpoint can't be read or written.
         FloatingPointError: The loss was not finite; the last epoch's checkpoint is kept.
 
     Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, eq. 1 and 2; Loshchilov & Hutter 2019,
@@ -138,67 +153,88 @@ def fit(
     Example:
         >>> from pyroflows import Flow, realnvp
         >>> result = fit(Flow(realnvp(2)), torch.randn(256, 2), max_epochs=2, progress_bar=False)
-        >>> len(result.losses)
-        2
+        >>> len(result.losses), result.n_not_finite
+        (2, 0)
     """
+    start = time.perf_counter()
     if isinstance(data, str | Path):
         loaded = load(data)
         data, levels = loaded.train, loaded.levels if levels is None else levels
-        val_data = loaded.test if val_data is None else val_data
-    _check_options(max_epochs, batch_size, lr, patience, ema, val_data, out, resume)
-    rows = as_rows(data, context)
-    levels = check_data(flow, rows, levels, noise, at_least=2)
-    val_rows = None if val_data is None else as_rows(val_data, val_context)
-    if val_rows is not None:
-        check_data(flow, val_rows, levels, noise)
+        test_data = loaded.test if test_data is None else test_data
+    _check_options(max_epochs, batch_size, lr, val_fraction, patience, ema, out, resume)
+    given = as_rows(data, context, levels)
+    levels = check_data(flow, given, levels, noise, at_least=2)
+    val_rows = None if val_data is None else as_rows(val_data, val_context, levels)
+    test_rows = None if test_data is None else as_rows(test_data, test_context, levels)
+    for others in (val_rows, test_rows):
+        if others is not None:
+            check_data(flow, others, levels, noise)
+    table = table_of(given, levels)
+    grid = None
+    if table is not None:
+        check_table(table, gridded=dequantize)
+        grid = Grid.of(table, dequantize) if dequantize else None
+    elif dequantize:
+        raise ValueError(f"dequantize names columns of a table of reals as one tensor, got {dequantize}")
+    rows, val_rows = hold_out(given, val_rows, val_fraction, seed)
+    standardize(flow, given, levels)
     options = {
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
-        "patience": patience, "ema": ema, "seed": seed,
+        "patience": patience, "ema": ema, "seed": seed, "val_fraction": val_fraction,
     }  # fmt: skip
-    module_class, strategy = _of_strategy(strategy, ema)
-    module = module_class(
+    patience = None if val_rows is None else patience
+    steps_per_epoch = count_steps(rows, batch_size, devices)
+    if max_epochs is None:
+        max_epochs = _EPOCHS if patience is None else math.ceil(_MAX_STEPS / steps_per_epoch)
+    module_class, strategy = module_and_strategy(strategy, ema)
+    make_module = partial(
+        module_class,
         flow,
         levels,
         noise,
-        rows=rows,
-        val_rows=val_rows,
         batch_size=batch_size,
         lr=lr,
         weight_decay=weight_decay,
         seed=seed,
-        options=options,
+        grid=grid,
     )
+    schedule = Schedule(patience)
+    module = make_module(rows=rows, val_rows=val_rows, schedule=schedule, options=options)
     device = device_of(flow)
-    module.train()
-    with _quiet(), torch.random.fork_rng(), TemporaryDirectory() as temporary:
+    val_every = min(max_epochs, math.ceil(_STEPS_BETWEEN / steps_per_epoch))
+    with quiet(), torch.random.fork_rng(), TemporaryDirectory() as temporary:
         torch.manual_seed(seed)
-        first, *given = (part.to(device) for part in first_batch(rows, 1024, seed))
-        flow.initialize(module.reals(first, *given), *given)
+        # Only what may be fitted again starts again from here.
+        few = table is not None and len(table) <= _FEW and rows is not given and patience is not None
+        start_state = {name: value.clone() for name, value in module.state_dict().items()} if few else {}
+        initialize(module, device)
         folder = Path(temporary if out is None else out)
         # What the pictures show beside the samples is read only where there are any.
-        real = None if out is None else first_batch(rows if val_rows is None else val_rows, 1000, seed=0)[0]
-        trainer = lightning.Trainer(
-            max_epochs=max_epochs,
+        shown = next(others for others in (test_rows, val_rows, rows) if others is not None)
+        real = None if out is None else first_batch(shown, 1000, seed=0)[0]
+        watch = Watch()
+        pictures = [] if real is None or sample_every is None else [Pictures(folder, sample_every, real)]
+        make_trainer = partial(
+            lightning.Trainer,
             accelerator=accelerator,
             devices=devices,
             strategy=strategy,
             precision=precision,
             plugins=[SafeCheckpointIO()],
-            callbacks=[
-                Watch(),
-                *_saving(folder, out is not None, val_rows is not None, patience),
-                *([] if ema is None else [WeightAveraging(avg_fn=get_ema_avg_fn(ema), use_buffers=False)]),
-                *([] if real is None or sample_every is None else [Pictures(folder, sample_every, real)]),
-                *(callbacks or []),
-            ],
             gradient_clip_val=100.0,
-            logger=logger,
+            check_val_every_n_epoch=val_every,
             use_distributed_sampler=isinstance(rows, DataLoader),
             num_sanity_val_steps=0,
             log_every_n_steps=10,
-            enable_checkpointing=out is not None or patience is not None,
             enable_model_summary=False,
             enable_progress_bar=progress_bar,
+        )
+        saving = saving_to(folder, keep_last=out is not None, keep_best=patience is not None)
+        trainer = make_trainer(
+            max_epochs=max_epochs,
+            callbacks=[watch, *saving, *_averaging(ema), *pictures, *(callbacks or [])],
+            logger=logger,
+            enable_checkpointing=bool(saving),
         )
         last = folder / LAST if resume and (folder / LAST).exists() else None
         state: dict[str, Any] = {"finished": False} if last is None else read_state(last)
@@ -209,101 +245,74 @@ def fit(
             trainer.fit(module, ckpt_path=last)
         if patience is not None:
             # Each process has its own idea of the temporary folder.
-            best = trainer.strategy.broadcast(str(folder / BEST))
-            module.load_state_dict(read_state(best)["state_dict"])
+            best = read_state(trainer.strategy.broadcast(str(folder / BEST)))
+            module.load_state_dict(best["state_dict"])
         trainer.strategy.barrier()
         # Lightning leaves what it trained on an accelerator on the CPU.
         module.to(device).eval()
-        held_out = None
-        if val_data is not None:
-            held_out = score(flow, val_data, context=val_context, levels=levels, noise=noise)
+        scored = partial(score_rows, flow, levels=levels, noise=noise, grid=grid)
+        val_score = None if val_rows is None else scored(val_rows)
+        if few and trainer.world_size == 1:
+            again = make_module(rows=given, schedule=schedule.again())
+            again.load_state_dict(start_state)
+            initialize(again, device)
+            make_trainer(
+                max_epochs=-1,
+                max_steps=best["global_step"],
+                callbacks=[watch, *_averaging(ema)],
+                logger=False,
+                enable_checkpointing=False,
+            ).fit(again)
+            again.to(device).eval()
+        test_score = None if test_rows is None else scored(test_rows)
+        n_not_finite = count_not_finite(flow, rows)
+        beside = baselines(flow, given, rows, val_rows, test_rows, levels)
+        seconds = time.perf_counter() - start
         if real is not None and trainer.is_global_zero:
-            plot_losses(module.losses, folder / "losses.png", held_out=module.val_losses, unit=module.unit)
-            draw_samples(flow, levels, folder, real)
+            plot_losses(
+                module.losses, folder / "losses.png", held_out=module.val_losses,
+                held_out_every=val_every, unit=module.unit,
+            )  # fmt: skip
+            draw_samples(Run(flow, levels, grid), folder, real)
             if flow.transform.event_shape.numel() <= 2 and flow.transform.context_shape is None:
                 save_density(flow, real, folder / "density.png")
-    return FitResult(module.losses, held_out, module.val_losses, None if out is None else Path(out))
+    return FitResult(
+        losses=module.losses,
+        val_losses=module.val_losses,
+        val_score=val_score,
+        test_score=test_score,
+        n_not_finite=n_not_finite,
+        seconds=seconds,
+        path=None if out is None else Path(out),
+        grid=grid,
+        **beside,
+    )
 
 
-def is_main_process() -> bool:
-    """Whether this process is the one of several that writes and prints."""
-    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
+def _averaging(ema: float | None) -> list[Callback]:
+    return [] if ema is None else [WeightAveraging(avg_fn=get_ema_avg_fn(ema), use_buffers=False)]
 
 
 def _check_options(
-    max_epochs: int,
+    max_epochs: int | None,
     batch_size: int,
     lr: float,
+    val_fraction: float,
     patience: int | None,
     ema: float | None,
-    val_data: Data | None,
     out: str | Path | None,
     resume: bool,
 ) -> None:
-    if max_epochs < 1 or batch_size < 1 or not lr > 0:
+    if (max_epochs is not None and max_epochs < 1) or batch_size < 1 or not lr > 0:
         raise ValueError(
             f"fit expected max_epochs and batch_size of at least 1 and a positive lr, "
             f"got {max_epochs}, {batch_size}, {lr}"
         )
-    if patience is not None and (patience < 1 or val_data is None):
-        raise ValueError(f"patience, got {patience}, is a number of epochs, at least 1, and needs val_data")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience is a number of epochs, at least 1, or None, got {patience}")
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"fit expected val_fraction of at least 0 and below 1, got {val_fraction}")
     if ema is not None and not 0 < ema < 1:
         raise ValueError(f"fit expected ema between 0 and 1, got {ema}")
     if resume and out is None:
         raise ValueError("resume=True needs out=, the folder of the run that is to go on")
-
-
-def _saving(folder: Path, keep: bool, held_out: bool, patience: int | None) -> list[Callback]:
-    """The callbacks that write checkpoints, and that stop when the held-out score does not get better."""
-    plain: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    saving: list[Callback] = []
-    if patience is not None:
-        saving.append(EarlyStopping("held out", patience=patience))
-    if patience is not None or (keep and held_out):
-        saving.append(ModelCheckpoint(filename=Path(BEST).stem, monitor="held out", **plain))
-    if keep:
-        saving.append(ModelCheckpoint(filename=Path(LAST).stem, save_on_train_epoch_end=True, **plain))
-    return saving
-
-
-def _of_strategy(strategy: Any, ema: float | None) -> tuple[type[DensityModule], Any]:
-    """What is trained, and Lightning's strategy."""
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name == "fsdp":
-        if ema is not None:
-            raise ValueError("strategy 'fsdp' keeps no average of the weights: leave ema out, or use 'ddp'")
-        try:
-            from pyroflows.training.sharded import Sharded, ShardedDensityModule
-        except ImportError as error:
-            raise ValueError(f"strategy 'fsdp' needs PyTorch 2.6 or newer: {error}") from None
-        return ShardedDensityModule, Sharded()
-    if name.lower().startswith(("fsdp", "deepspeed", "modelparallel")):
-        raise ValueError(
-            f"fit expected strategy 'fsdp' or one that keeps the weights whole, as 'ddp', got {name}, whose "
-            "checkpoints could not be resumed"
-        )
-    return DensityModule, strategy
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's advice that a user of `fit` can't follow off the screen."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",
-                ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
-                ".*Checkpoint directory .* exists and is not empty.*",
-                ".*is smaller than the logging interval.*",
-                ".*Total length of `list` across ranks is zero.*",
-                ".*FSDP2-wrapped module .* returned a view tensor.*",
-                ".*Grad strides do not match bucket view strides.*",
-                ".*AccumulateGrad node's stream does not match.*",
-            ):
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        logger.setLevel(level)

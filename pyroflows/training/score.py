@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from pyroflows.distributions import Flow
-from pyroflows.training.data import Data, as_list, as_rows, batches, check_data, device_of
+from pyroflows.tables import Grid
+from pyroflows.training.data import Data, Rows, as_list, as_rows, batches, check_data, device_of
 from pyroflows.training.density import DensityModule
 
-__all__ = ["score"]
+__all__ = ["score", "score_rows"]
 
 
-@torch.no_grad()
 def score(
     flow: Flow,
     data: Data,
@@ -20,9 +23,12 @@ def score(
     context: Tensor | None = None,
     levels: int | None = None,
     noise: Flow | None = None,
+    grid: Grid | None = None,
     draws: int = 10,
 ) -> float:
-    """Mean bits per dimension (integer data) or nats per datum (reals) of data under a flow.
+    """Mean negative log density of data under a flow: less is better.
+
+    The unit is bits per dimension for integer data and nats per datum for reals.
 
     Args:
         flow: The flow; it is put into evaluation mode.
@@ -30,6 +36,7 @@ def score(
         context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
         levels: Number of levels of integer data; by default 256.
         noise: The conditional flow of the dequantization noise. `None`: uniform noise.
+        grid: The grid of the columns that were dequantized, as `FitResult.grid`.
         draws: Number of draws of the dequantization noise that are averaged.
 
     Example:
@@ -37,10 +44,23 @@ def score(
         >>> score(Flow(realnvp(2)), torch.zeros(5, 2)) > 0
         True
     """
-    rows = as_rows(data, context)
-    levels = check_data(flow, rows, levels, noise)
-    module = DensityModule(flow, levels, noise).eval()
-    repeats = draws if levels is not None else 1
+    rows = as_rows(data, context, levels)
+    return score_rows(flow, rows, check_data(flow, rows, levels, noise), noise, grid=grid, draws=draws)
+
+
+@torch.no_grad()
+def score_rows(
+    flow: Flow,
+    rows: Rows | DataLoader[Any],
+    levels: int | None,
+    noise: Flow | None,
+    *,
+    grid: Grid | None = None,
+    draws: int = 10,
+) -> float:
+    """The score of data that were checked; noise on a grid is averaged as that of integers is."""
+    module = DensityModule(flow, levels, noise, grid=grid).eval()
+    repeats = 1 if levels is None and grid is None else draws
     total, count = 0.0, 0
     for _ in range(repeats):
         for batch in batches(rows, 256):

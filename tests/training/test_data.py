@@ -1,7 +1,9 @@
 """Whatever data come as; and two processes see what one sees."""
 
+import math
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyroflows import Flow, fit, realnvp
 from pyroflows.training import score
 from pyroflows.training.data import Batches
+from pyroflows.transforms import Chain
 
 
 @given(
@@ -57,10 +60,14 @@ def _fitted(data, **options) -> list[torch.Tensor]:
 
 def test_tensors_arrays_and_datasets_are_the_same() -> None:
     want = _fitted(_data())
-    for data in (_data().numpy(), TensorDataset(_data()), list_dataset(_data())):
-        assert all(torch.equal(a, b) for a, b in zip(_fitted(data), want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_fitted(_data().numpy()), want, strict=True))
+    # A short table in memory is fitted once more to all of its rows, a dataset is not.
+    want = _fitted(_data(), val_fraction=0)
+    for data in (TensorDataset(_data()), list_dataset(_data())):
+        assert all(torch.equal(a, b) for a, b in zip(_fitted(data, val_fraction=0), want, strict=True))
     loader = DataLoader(_data(), batch_size=16, shuffle=True)
-    assert not all(torch.equal(a, b) for a, b in zip(_fitted(loader), want, strict=True))
+    with pytest.warns(UserWarning, match="nothing is held out of a DataLoader"):
+        assert not all(torch.equal(a, b) for a, b in zip(_fitted(loader), want, strict=True))
     flow = Flow(realnvp(2))
     assert score(flow, loader) == pytest.approx(score(flow, _data()), abs=1e-5)
 
@@ -69,7 +76,7 @@ def test_a_file_and_its_test_part(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x_train=_data().numpy(), x_test=_data()[:10].numpy())
     flow = Flow(realnvp(2))
     result = fit(flow, tmp_path / "x.npz", max_epochs=1, progress_bar=False)
-    assert result.score == pytest.approx(score(flow, _data()[:10]), abs=1e-5)
+    assert result.test_score == pytest.approx(score(flow, _data()[:10]), abs=1e-5)
 
 
 def list_dataset(data: torch.Tensor) -> torch.utils.data.Dataset:
@@ -94,7 +101,7 @@ def test_contexts_in_a_dataset() -> None:
 BAD = [
     ([1, 2], r"a tensor, an array, a Dataset with a length or a DataLoader, got <class 'list'>"),
     ("missing.npz", "no such file"),
-    (np.full((3, 2), np.nan, np.float32), "a value that is not in row 0"),
+    (np.full((3, 2), np.nan, np.float32), "got nan in column 0, row 0"),
     (np.zeros((3, 4), np.float32), r"data of shape \(N, 2\), got \(3, 4\)"),
     (TensorDataset(torch.zeros(4, 3)), r"data of shape \(N, 2\), got \(1, 3\)"),
 ]
@@ -111,7 +118,7 @@ def test_bad_data(data, message: str) -> None:
 SCRIPT = """
 import sys, lightning, torch
 from pyroflows import Flow, fit, glow
-from pyroflows.training.fit import is_main_process
+from pyroflows.training.trainer import is_main_process
 
 class Record(lightning.Callback):
     gradients = []
@@ -126,7 +133,7 @@ flow = Flow(glow((2, 4, 4), levels=2, steps=1, hidden_channels=8)).double()
 result = fit(flow, data, data[:11], max_epochs=2, batch_size=batch_size, accelerator="cpu", devices=devices,
              strategy=strategy, callbacks=[Record()], patience=2, progress_bar=False)
 if is_main_process():
-    torch.save((Record.gradients, result.losses, result.val_losses, result.score), path)
+    torch.save((Record.gradients, result.losses, result.val_losses, result.val_score), path)
 """
 
 
@@ -146,3 +153,30 @@ def test_two_processes_give_the_gradient_of_one_with_twice_the_batch(strategy: s
             torch.testing.assert_close(x, y, atol=1e-6, rtol=0)
     for a, b in zip(one_scores, two_scores, strict=True):
         assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_reals_of_any_dtype() -> None:
+    """Tables, of integers too, and flows of either precision; bounded data are cast, not standardised."""
+    options = {"max_epochs": 1, "progress_bar": False}
+    for data in (_data().half(), _data().double(), _data().double().numpy(), (9 * _data()).long()):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="whole numbers")
+            for flow in (Flow(realnvp(2)), Flow(realnvp(2)).double()):
+                result = fit(flow, data, test_data=data, **options)
+                assert result.test_score == pytest.approx(score(flow, data), abs=1e-5)
+    positive = Flow(Chain([realnvp(2), torch.distributions.ExpTransform()]))
+    assert fit(positive, _data().double().exp(), **options).n_not_finite == 0
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_very_few_rows(rows: int) -> None:
+    result = fit(Flow(realnvp(3)), torch.randn(rows, 3), max_epochs=2, progress_bar=False)
+    assert result.n_not_finite == 0
+    assert math.isfinite(result.baseline.score(torch.zeros(1, 3)))
+
+
+def test_contexts_that_are_not_finite() -> None:
+    context = torch.zeros(64, 1)
+    context[7] = torch.inf
+    with pytest.raises(ValueError, match="expected finite contexts, got one that is not in row 7"):
+        fit(Flow(realnvp(2, context_dim=1)), _data(), context=context, progress_bar=False)

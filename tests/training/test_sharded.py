@@ -18,7 +18,7 @@ from pyroflows.state import read_state
 SCRIPT = """
 import json, sys, lightning, torch
 from pyroflows import Flow, fit, glow, realnvp
-from pyroflows.training.fit import is_main_process
+from pyroflows.training.trainer import is_main_process
 
 class Interrupt(lightning.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
@@ -48,7 +48,7 @@ assert [id(p) for p in flow.parameters()] == before
 assert type(flow) is Flow and not any("FSDP" in type(part).__name__ for part in flow.modules())
 if is_main_process():
     torch.save({"flow": flow.state_dict(), "noise": noise.state_dict(), "losses": result.losses,
-                "score": result.score, "local": look.local, "backend": look.backend}, name + ".pt")
+                "score": result.val_score, "local": look.local, "backend": look.backend}, name + ".pt")
 """
 
 
@@ -126,4 +126,4 @@ def test_what_can_not_be_sharded(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "ValueError: strategy 'fsdp' splits parameters along their first dimension" in done.stderr
-    assert "['model.transform.temperature'] have none" in done.stderr
+    assert "['model.transform.transform.temperature'] have none" in done.stderr
