@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.datasets import Data, load
-from pyroflows.distributions import Flow
-from pyroflows.transforms import glow
+from pyroflows.datasets import load
+from pyroflows.defaults import Defaults
 
 with needs_fit_extra("the command line"):
     import typer
@@ -23,7 +22,8 @@ with needs_fit_extra("the command line"):
     from pyroflows.plotting import plot_samples
     from pyroflows.runs import CHECKPOINT, METRICS, Run
     from pyroflows.training import fit, score
-    from pyroflows.training.fit import LAST, is_main_process
+    from pyroflows.training.report import DRAWN
+    from pyroflows.training.trainer import LAST, is_main_process
 
 __all__ = ["app", "main"]
 
@@ -48,16 +48,28 @@ def fit_command(
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
     out: Annotated[Path | None, typer.Option(help="Folder of the results; by default runs/DATA.")] = None,
     max_epochs: Annotated[
-        int | None, typer.Option(help="Passes over the data; by default 1,100 steps' worth.")
+        int | None,
+        typer.Option(help="Largest number of passes over the data; by default what the data need."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Data in a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Largest step size.")] = 3e-3,
+    batch_size: Annotated[int | None, typer.Option(help="Data in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Largest step size.")] = None,
     coupling: Annotated[
-        str, typer.Option(help="additive, affine (Glow's), spline or logistic_mixture (Flow++'s).")
-    ] = "affine",
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without a better held-out score.")
+        str | None,
+        typer.Option(
+            help="additive, affine, spline or logistic_mixture (Flow++'s); by default spline for tables and "
+            "affine for images."
+        ),
     ] = None,
+    dequantize: Annotated[
+        list[int] | None,
+        typer.Option(help="Number of a table's column that gets noise of its own step; may be repeated."),
+    ] = None,
+    val_fraction: Annotated[
+        float, typer.Option(help="Part of the training data that tells when to stop; 0: fit to the end.")
+    ] = 0.1,
+    patience: Annotated[
+        int, typer.Option(help="Epochs (of at least 5 steps) without a better held-out score.")
+    ] = 15,
     ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, as 0.999.")] = None,
     precision: Annotated[str, typer.Option(help="Lightning's, as bf16-mixed.")] = "32-true",
     accelerator: Annotated[str, typer.Option(help="cpu, gpu or what there is.")] = "auto",
@@ -75,28 +87,33 @@ def fit_command(
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
 ) -> None:
-    """Fit a Glow to DATA, and write the flow, pictures and metrics.json to a folder."""
+    """Fit a Glow to DATA, and write the flow, pictures and metrics.json to a folder.
+
+    A part of the training data is held out. The fit ends when their score gets no better, and keeps the best
+    weights. Data that come with a test part are scored on it.
+    """
     start = time.perf_counter()
-    dataset = _hold_out(load(data, skip_bad=skip_bad))
+    dataset = load(data, skip_bad=skip_bad)
+    defaults = Defaults(dataset.train.shape[1:], len(dataset.train))
+    options = defaults.options()
+    for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size), ("lr", lr)):
+        if value is not None:
+            options[name] = value
     torch.manual_seed(seed)
-    flow = _flow(dataset, coupling)
+    flow = defaults.flow(coupling)
     folder = Path("runs") / Path(data).stem if out is None else out
     _make_folder(folder)
     if not resume and (folder / LAST).exists() and not (folder / METRICS).exists():
         raise ValueError(
             f"{folder} holds a run that has not ended: go on with it by --resume, or choose another --out"
         )
-    if max_epochs is None:
-        max_epochs = math.ceil(1100 * batch_size / len(dataset.train))
-    assert dataset.test is not None
     result = fit(
         flow,
         dataset.train,
-        dataset.test,
+        test_data=dataset.test,
+        val_fraction=val_fraction,
         levels=dataset.levels,
-        max_epochs=max_epochs,
-        batch_size=batch_size,
-        lr=lr,
+        dequantize=dequantize or (),
         patience=patience,
         ema=ema,
         precision=precision,
@@ -108,22 +125,29 @@ def fit_command(
         resume=resume,
         sample_every=sample_every,
         logger=_logger(log, folder),
+        **options,
     )
     if not is_main_process():
         return
     if dataset.skipped:
         names = ", ".join(file.name for file in dataset.skipped[:10])
         print(f"left out {len(dataset.skipped)} images that can't be read: {names}")
-    unit = _unit(dataset.levels)
     metrics = {
-        unit: result.score,
-        f"train_{unit}": result.losses[-1],
+        "unit": _unit(dataset.levels),
+        "test_score": result.test_score,
+        "val_score": result.val_score,
+        "train_score": result.losses[-1],
+        "baseline_test_score": result.baseline_test_score,
+        "baseline_val_score": result.baseline_val_score,
+        "n_not_finite": result.n_not_finite,
         "epochs": len(result.losses),
         "skipped": len(dataset.skipped),
+        "fit_seconds": round(result.seconds, 1),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    Run(flow, dataset.levels).save(folder, metrics)
-    print(f"held out: {result.score:.3f} {unit.replace('_', ' ')}, after {metrics['seconds']} s")
+    Run(flow, dataset.levels, result.grid, result.baseline).save(folder, metrics)
+    for line in _told(metrics):
+        print(line)
     print(f"wrote {CHECKPOINT}, {METRICS}, checkpoints and pictures to {folder}")
 
 
@@ -138,8 +162,10 @@ def sample(
     """Draw samples from a fitted flow."""
     loaded = Run.load(run)
     torch.manual_seed(seed)
-    plot_samples(loaded.sample(n, temperature), output, levels=loaded.levels)
-    print(f"wrote {n} samples to {output}")
+    samples = loaded.draw(n, temperature)
+    plot_samples(samples, output, levels=loaded.levels)
+    bad = int((~samples.isfinite()).flatten(1).any(1).sum())
+    print(f"wrote {n} samples to {output}" + (f", {bad} of which are not finite" if bad else ""))
 
 
 @app.command("score")
@@ -147,34 +173,41 @@ def score_command(
     run: Annotated[Path, typer.Argument(help="Folder that `pyroflows fit` wrote.")],
     data: Annotated[str, typer.Argument(help=_DATA_HELP + "; of data with a held-out part, that part")],
 ) -> None:
-    """Print the bits per dimension (images) or nats (tables) of DATA under a fitted flow."""
+    """Print the mean negative log density of DATA under a fitted flow: less is better.
+
+    The unit is bits per dimension for images and nats for tables.
+    """
     loaded = Run.load(run)
     dataset = load(data)
     torch.manual_seed(0)
-    levels = loaded.levels
-    value = score(loaded.flow, dataset.train if dataset.test is None else dataset.test, levels=levels)
-    print(f"{value:.4f} {_unit(levels).replace('_', ' ')}")
+    rows = dataset.train if dataset.test is None else dataset.test
+    value = score(loaded.flow, rows, levels=loaded.levels, grid=loaded.grid)
+    print(f"{value:.4f} {_unit(loaded.levels).replace('_', ' ')}")
+    if loaded.baseline is not None:
+        print(f"{loaded.baseline.score(rows):.4f} nats, by a Gaussian that was fitted to the same table")
 
 
 def _unit(levels: int | None) -> str:
     return "nats" if levels is None else "bits_per_dim"
 
 
-def _hold_out(data: Data) -> Data:
-    """Data with a held-out part: a tenth at random of those that come without one."""
-    if data.test is not None:
-        return data
-    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    held_out = max(1, len(data.train) // 10)
-    kept, out = order[held_out:], order[:held_out]
-    return Data(data.train[kept], data.train[out], data.levels, skipped=data.skipped)
+def _told(metrics: dict[str, Any]) -> Iterator[str]:
+    """The scores of a fit, in lines."""
+    unit = metrics["unit"].replace("_", " ")
+    for part in ("test", "val"):
+        score, baseline = metrics[f"{part}_score"], metrics[f"baseline_{part}_score"]
+        if score is not None:
+            line = f"{_PARTS[part]}: {score:.3f} {unit}, less is better"
+            yield line if baseline is None else f"{line} (a Gaussian: {baseline:.3f})"
+    held_out = next((part for part in ("test", "val") if metrics[f"{part}_score"] is not None), None)
+    baseline = None if held_out is None else metrics[f"baseline_{held_out}_score"]
+    if baseline is not None and metrics[f"{held_out}_score"] > baseline:
+        yield "the flow is worse than a Gaussian: try a lower --lr, --coupling affine, or more data"
+    yield f"{metrics['n_not_finite']} of {DRAWN} samples are not finite, after {metrics['seconds']} s"
 
 
-def _flow(data: Data, coupling: str) -> Flow:
-    event_shape = tuple(data.train.shape[1:])
-    if len(event_shape) == 1:
-        return Flow(glow(event_shape, steps=8, coupling=coupling))
-    return Flow(glow(event_shape, steps=8, hidden_channels=64, dropout=0.2, coupling=coupling))
+# What chose nothing comes first.
+_PARTS = {"test": "test data", "val": "held-out part of the training data, which chose the weights"}
 
 
 def _logger(kind: str | None, folder: Path) -> Logger | bool:
@@ -198,7 +231,9 @@ def _make_folder(folder: Path) -> None:
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit status 2."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"pyroflows: {message}", file=sys.stderr)
+            app()
     except ValueError as error:
         print(f"pyroflows: {error}", file=sys.stderr)
         sys.exit(2)

@@ -201,11 +201,14 @@ def _as_data(array: np.ndarray, path: Path, key: str) -> Tensor:
     if not len(array):
         raise ValueError(f"expected at least one datum as {where}, got an array of shape {array.shape}")
     if array.ndim == 2 and array.dtype.kind in "fiu":
-        table = torch.tensor(array, dtype=torch.get_default_dtype())
-        bad = (~table.isfinite()).any(1).nonzero()
-        if len(bad):
+        # Wide integers and reals keep their digits until a flow has centred and scaled them.
+        table = torch.tensor(array, dtype=torch.float32 if array.dtype == np.float32 else torch.float64)
+        bad = (~table.isfinite()).nonzero().tolist()
+        if bad:
+            row, column = bad[0]
             raise ValueError(
-                f"expected finite numbers as {where}, got one that is not in row {bad[0].item()}"
+                f"expected finite numbers as {where}, got {array[row, column]} in column {column}, row {row}"
+                ": leave such rows or columns out, or fill them in"
             )
         return table
     if array.dtype != np.uint8 or array.ndim not in (3, 4):

@@ -42,7 +42,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     command = [sys.executable, "-m", "pyroflows", "fit", "digits", "--out", folder, "--max-epochs", "1"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    assert "held out:" in done.stdout
+    assert "test data: " in done.stdout
+    assert "held-out part of the training data, which chose the weights: " in done.stdout
+    assert "0 of 1000 samples are not finite" in done.stdout
     assert "bits/dim" in done.stdout + done.stderr  # on the progress bar
     assert "Warning" not in done.stderr
     return folder
@@ -54,9 +56,12 @@ WRITTEN = ["best.ckpt", "flow.safetensors", "last.ckpt", "losses.png", "metrics.
 def test_fit_writes_checkpoint_pictures_and_metrics(run_folder: Path) -> None:
     assert {path.name for path in run_folder.iterdir()} == set(WRITTEN)
     metrics = json.loads((run_folder / "metrics.json").read_text())
-    assert 2.0 < metrics["bits_per_dim"] < 8
-    assert metrics["seconds"] > 0
-    assert metrics["epochs"] == 1
+    assert metrics["unit"] == "bits_per_dim"
+    assert all(2.0 < metrics[key] < 8 for key in ("test_score", "val_score", "train_score"))
+    assert metrics["seconds"] >= metrics["fit_seconds"] > 0
+    assert (metrics["epochs"], metrics["skipped"], metrics["n_not_finite"]) == (1, 0, 0)
+    # A Gaussian stands beside a table alone.
+    assert metrics["baseline_test_score"] is metrics["baseline_val_score"] is None
     assert (run_folder / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -65,7 +70,7 @@ def test_score_prints_what_the_fit_measured(run_folder: Path, call: Call) -> Non
     value, unit = call("score", run_folder, "digits").split(" ", 1)
     assert unit.strip() == "bits per dim"
     # Ten draws of the noise each for 297 images.
-    assert float(value) == pytest.approx(metrics["bits_per_dim"], abs=0.01)
+    assert float(value) == pytest.approx(metrics["test_score"], abs=0.01)
 
 
 def test_score_of_a_file(run_folder: Path, call: Call, tmp_path: Path) -> None:
@@ -86,14 +91,44 @@ def test_sample_writes_a_picture(run_folder: Path, call: Call, tmp_path: Path) -
 
 
 def test_fit_of_a_table(call: Call, tmp_path: Path) -> None:
+    """A table has no test part, and a Gaussian stands beside its scores."""
     np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(200, 3)))
     out = call("fit", tmp_path / "table.npy", "--out", tmp_path / "run", "--max-epochs", 2)
-    assert "nats" in out
-    assert "nats" in call("score", tmp_path / "run", tmp_path / "table.npy")
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["unit"] == "nats"
+    assert metrics["test_score"] is metrics["baseline_test_score"] is None
+    score, baseline = metrics["val_score"], metrics["baseline_val_score"]
+    assert f"which chose the weights: {score:.3f} nats, less is better (a Gaussian: {baseline:.3f})" in out
+    assert "test data" not in out
+    assert ("worse than a Gaussian" in out) == (score > baseline)
+    told = call("score", tmp_path / "run", tmp_path / "table.npy").splitlines()
+    assert len(told) == 2
+    assert told[0].endswith("nats")
+    assert told[1].endswith("nats, by a Gaussian that was fitted to the same table")
+
+
+def test_fit_of_a_table_with_a_test_part(call: Call, tmp_path: Path) -> None:
+    table = np.random.default_rng(0).normal(size=(200, 2))
+    np.savez(tmp_path / "table.npz", x_train=table[:150], x_test=table[150:])
+    out = call("fit", tmp_path / "table.npz", "--out", tmp_path / "run", "--max-epochs", 2)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    told = f"{metrics['test_score']:.3f} nats, less is better (a Gaussian: "
+    assert f"test data: {told}{metrics['baseline_test_score']:.3f})" in out
+    assert metrics["val_score"] is not None
+
+
+def test_a_column_of_whole_numbers_is_dequantized(call: Call, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    table = np.stack([generator.normal(size=200), generator.integers(0, 5, 200)], 1)
+    np.save(tmp_path / "table.npy", table)
+    call("fit", tmp_path / "table.npy", "--out", tmp_path / "run", "--max-epochs", 2, "--dequantize", 1)
+    drawn = Run.load(tmp_path / "run").sample(50)
+    assert torch.equal(drawn[:, 1], drawn[:, 1].round())
+    assert not torch.equal(drawn[:, 0], drawn[:, 0].round())
 
 
 def test_fit_of_a_short_table(call: Call, tmp_path: Path) -> None:
-    """A tenth of nine rows is one, which is held out and scored."""
+    """A tenth of nine rows is one, which is held out, chooses the weights and is scored."""
     np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(size=(9, 2)))
     assert "nats" in call("fit", tmp_path / "table.npy", "--out", tmp_path / "run", "--max-epochs", 1)
 
@@ -125,8 +160,10 @@ def test_fit_is_logged_and_goes_on_where_it_was(call: Call, tmp_path: Path) -> N
 
 
 def test_a_fit_that_is_not_finite_has_status_1(call: Call, tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.concatenate([np.ones((50, 2)), np.full((50, 2), 1e38)]).astype(np.float32))
-    error = call("fit", tmp_path / "x.npy", "--out", tmp_path / "run", "--max-epochs", 3, status=1)
+    """Steps that are far too large."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(100, 2)))
+    arguments = ("fit", tmp_path / "x.npy", "--out", tmp_path / "run", "--max-epochs", 3, "--lr", 1e3)
+    error = call(*arguments, status=1)
     assert "the loss is" in error
 
 
@@ -154,11 +191,15 @@ def test_bad_data_is_one_line_and_status_2(run_folder: Path, call: Call, tmp_pat
     np.save(tmp_path / "large.npy", np.zeros((3, 12, 12), np.uint8))
     np.save(tmp_path / "odd.npy", np.zeros((30, 7, 7), np.uint8))
     np.save(tmp_path / "bright.npy", np.full((3, 8, 8), 200, np.uint8))
+    np.save(tmp_path / "constant.npy", np.stack([np.random.default_rng(0).normal(size=50), np.ones(50)], 1))
     before = {path.name: path.read_bytes() for path in run_folder.iterdir()}
     cases = [
         (("fit", "nothing.npz"), "no such file"),
         (("fit", tmp_path / "odd.npy", "--out", run_folder), "can't be squeezed"),
         (("fit", "digits", "--lr", "-1", "--out", run_folder), "positive lr"),
+        (("fit", "digits", "--val-fraction", "1", "--out", run_folder), "below 1, got 1.0"),
+        (("fit", "digits", "--patience", "0", "--out", run_folder), "at least 1, or None, got 0"),
+        (("fit", tmp_path / "constant.npy", "--out", run_folder), "got column 1 with one value in all rows"),
         (("fit", "digits", "--coupling", "cubic", "--out", run_folder), "one of ['additive', 'affine'"),
         (("fit", "digits", "--out", tmp_path / "odd.npy"), "expected a folder to write to"),
         (("fit", "digits", "--log", "xml", "--out", run_folder), "one of ['csv', 'tensorboard'], got 'xml'"),

@@ -99,7 +99,7 @@ def _bad_files(folder: Path) -> dict[str, str]:
         "names.npz": "expected an array 'x', or 'x_train'",
         "floats.npy": "expected uint8 images",
         "none.npy": "at least one datum",
-        "nan.npy": "not in row 1",
+        "nan.npy": "got nan in column 0, row 1",
         "two.npz": "of one shape",
         "missing.npz": "no such file",
     }
