@@ -20,7 +20,8 @@ SHAPE, LEVELS, STEPS, WIDTH, BATCH = (3, 32, 32), 3, 8, 128, 32
 
 
 def ours(images: torch.Tensor) -> Callable[[], None]:
-    flow = Flow(glow(SHAPE, levels=LEVELS, steps=STEPS, hidden_channels=WIDTH)).to(images.device)
+    transform = glow(SHAPE, levels=LEVELS, steps=STEPS, hidden_channels=WIDTH, scale="sigmoid")
+    flow = Flow(transform).to(images.device)
     flow.initialize(images)
     optimizer = torch.optim.Adam(flow.parameters(), lr=1e-4)
 
