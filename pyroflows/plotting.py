@@ -55,7 +55,7 @@ def plot_samples(
     if samples.dim() == 2:
         columns = min(_CORNER, samples.shape[1])
         # The fewer points are in front, where the others don't hide them.
-        ordered = sorted(reversed(panels.items()), key=lambda item: -len(item[1]))
+        ordered = sorted(panels.items(), key=lambda item: (-len(item[1]), item[0]))
         points = {title: panel[:, :columns] for title, panel in ordered}
         _save(_corner(points, [f"column {i}" for i in range(columns)]), path)
         return
