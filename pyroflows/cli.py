@@ -49,7 +49,7 @@ def fit_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the results; by default runs/DATA.")] = None,
     max_epochs: Annotated[
         int | None,
-        typer.Option(help="Largest number of passes over the data; by default what the data need."),
+        typer.Option(help="Largest number of passes over the data."),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Data in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Largest step size.")] = None,
@@ -62,13 +62,16 @@ def fit_command(
     ] = None,
     dequantize: Annotated[
         list[int] | None,
-        typer.Option(help="Number of a table's column that gets noise of its own step; may be repeated."),
+        typer.Option(help="Column of a table, from 0, that gets noise of its own step; may be repeated."),
     ] = None,
     val_fraction: Annotated[
         float, typer.Option(help="Part of the training data that tells when to stop; 0: fit to the end.")
     ] = 0.1,
     patience: Annotated[
-        int, typer.Option(help="Epochs (of at least 5 steps) without a better held-out score.")
+        int,
+        typer.Option(
+            help="Epochs (of at least 5 steps) without a better held-out score after which the fit ends."
+        ),
     ] = 15,
     ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, as 0.999.")] = None,
     precision: Annotated[str, typer.Option(help="Lightning's, as bf16-mixed.")] = "32-true",
@@ -140,6 +143,7 @@ def fit_command(
         "baseline_test_score": result.baseline_test_score,
         "baseline_val_score": result.baseline_val_score,
         "n_not_finite": result.n_not_finite,
+        "refit": result.refit,
         "epochs": len(result.losses),
         "skipped": len(dataset.skipped),
         "fit_seconds": round(result.seconds, 1),
@@ -203,6 +207,8 @@ def _told(metrics: dict[str, Any]) -> Iterator[str]:
     baseline = None if held_out is None else metrics[f"baseline_{held_out}_score"]
     if baseline is not None and metrics[f"{held_out}_score"] > baseline:
         yield "the flow is worse than a Gaussian: try a lower --lr, --coupling affine, or more data"
+    if metrics["refit"]:
+        yield "then the flow was fitted once more to all rows, by as many steps"
     yield f"{metrics['n_not_finite']} of {DRAWN} samples are not finite, after {metrics['seconds']} s"
 
 

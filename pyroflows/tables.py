@@ -11,9 +11,14 @@ from torch import Tensor
 
 __all__ = ["Grid", "check_table"]
 
-# Two columns with a correlation closer to 1 than this differ by rounding alone: that of float32 values makes
-# differences of 1e-7 standard deviations, and 1 - correlation is half of their square.
-_SAME = 1e-12
+# Columns that differ by less than this, in units of their spread, are the same: float32 rounds by 1e-7.
+_SAME = 1e-5
+# An eigenvalue of the correlations below this is 0, up to rounding.
+_SINGULAR = 1e-10
+# What is further out than this, in units of the bulk, is not looked at closely.
+_FAR = 30.0
+# Beyond this every float32 is a whole number.
+_WHOLE = 2.0**24
 
 
 def check_table(table: Tensor, names: Sequence[str] | None = None, *, gridded: Sequence[int] = ()) -> None:
@@ -27,31 +32,53 @@ def check_table(table: Tensor, names: Sequence[str] | None = None, *, gridded: S
     Raises:
         ValueError: A column is constant, or two are the same up to a shift and a scale.
     """
-    table = table.detach().double()
-    constant = [i for i in range(table.shape[1]) if bool((table[:, i] == table[0, i]).all())]
+    table = table.detach().cpu().double()
+    constant = (table == table[0]).all(0).nonzero().flatten().tolist()
     if constant:
         raise ValueError(
             f"expected columns that vary, got {_called(constant, names)} with one value in all rows, "
             "which has no density: leave it out"
         )
-    standard = (table - table.mean(0)) / table.std(0, correction=0)
-    correlation = (standard.T @ standard / len(table)).abs()
+    # In units of the bulk: beside single far rows all columns would look alike.
+    standard = (table - table.quantile(0.5, 0)) / _bulk(table)
+    correlation = torch.atleast_2d(standard.clamp(-_FAR, _FAR).T.corrcoef())
     # With two rows all columns are alike.
-    same = (correlation.triu(1) > 1 - _SAME).nonzero().tolist() if len(table) > 2 else []
+    alike = (correlation.abs().triu(1) > 0.999).nonzero().tolist() if len(table) > 2 else []
+    same = [(i, j) for i, j in alike if _are_same(standard[:, i], standard[:, j])]
     if same:
         pairs = "; ".join(_called(pair, names) for pair in same)
         raise ValueError(
             f"expected columns that differ, got {pairs}, which are the same up to a shift and a scale and "
             "have no joint density: leave one of them out"
         )
-    whole = [i for i in range(table.shape[1]) if bool((table[:, i] == table[:, i].round()).all())]
-    whole = [i for i in whole if i not in gridded]
+    if len(table) > table.shape[1]:
+        values, vectors = torch.linalg.eigh(correlation)
+        if values[0] < _SINGULAR:
+            involved = (vectors[:, 0].abs() > 0.05).nonzero().flatten().tolist()
+            warnings.warn(
+                f"each of {_called(involved, names)} follows from the others, so there is no joint density: "
+                "leave one of them out",
+                stacklevel=3,
+            )
+    whole = ((table == table.round()) & (table.abs() < _WHOLE)).all(0).nonzero().flatten().tolist()
+    whole = [column for column in whole if column not in gridded]
     if whole:
         warnings.warn(
             f"whole numbers in {_called(whole, names)} are fitted as reals: dequantize a column if its "
             "few values matter, as a flow may put spikes at them",
             stacklevel=3,
         )
+
+
+def _bulk(table: Tensor) -> Tensor:
+    """The spread of each column, about its median, that single far rows do not change."""
+    spread = (table - table.quantile(0.5, 0)).abs().quantile(0.75, 0)
+    return torch.where(spread > 0, spread, table.std(0, correction=0))
+
+
+def _are_same(x: Tensor, y: Tensor) -> bool:
+    tolerance = _SAME * (1 + x.abs())
+    return any(bool(((x - sign * y).abs() < tolerance).all()) for sign in (1, -1))
 
 
 def _called(columns: Sequence[int], names: Sequence[str] | None) -> str:

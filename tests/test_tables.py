@@ -45,6 +45,23 @@ def test_columns_that_are_close_or_few_are_taken() -> None:
         check_table(_table(X, 1e-7 * Y, 1e6 * Z)[:2])
 
 
+def test_single_far_rows_do_not_make_columns_the_same() -> None:
+    table = torch.cat([_table(X, Y, Z), torch.full((1, 3), 1e8).double()])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_table(table)
+    with pytest.raises(ValueError, match="columns 0, 2, which are the same"):
+        check_table(torch.cat([_table(X, Y, 3 - X), torch.full((1, 3), 1e8).double()])[:-1])
+
+
+def test_columns_that_follow_from_others() -> None:
+    with pytest.warns(UserWarning, match="each of columns 0, 1, 3 follows from the others"):
+        check_table(_table(X, Y, Z, X + 2 * Y))
+    shares = torch.rand(50, 4).double()
+    with pytest.warns(UserWarning, match="each of columns 0, 1, 2, 3 follows from the others"):
+        check_table(100 * shares / shares.sum(-1, keepdim=True))
+
+
 def test_whole_numbers_are_warned_of_once() -> None:
     table = _table((5 * X).round(), Y, (9 * Z).round())
     with pytest.warns(UserWarning, match="whole numbers in columns 0, 2 are fitted as reals") as caught:
@@ -52,6 +69,10 @@ def test_whole_numbers_are_warned_of_once() -> None:
     assert len(caught) == 1
     with pytest.warns(UserWarning, match="whole numbers in column 2 are"):
         check_table(table, gridded=[0])
+    with warnings.catch_warnings():
+        # Every float that large is whole.
+        warnings.simplefilter("error")
+        check_table(1e30 * _table(X, Y))
 
 
 def test_a_grid() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ __all__ = [
     "as_rows",
     "batches",
     "check_data",
+    "fingerprint",
     "first_batch",
 ]
 
@@ -124,6 +126,8 @@ def as_rows(
         data = torch.as_tensor(data)
     if isinstance(context, np.ndarray):
         context = torch.as_tensor(context)
+    if isinstance(context, Tensor) and not (context.is_floating_point() or context.is_complex()):
+        context = context.to(torch.get_default_dtype())
     if isinstance(data, Tensor):
         is_integer_table = data.dim() == 2 and not (data.is_floating_point() or data.is_complex())
         return Rows(data.double() if is_integer_table and levels is None else data, context)
@@ -138,6 +142,21 @@ def as_rows(
     raise ValueError(
         f"expected data as a tensor, an array, a Dataset with a length or a DataLoader, got {type(data)}"
     )
+
+
+def fingerprint(rows: Rows | DataLoader[Any]) -> str:
+    """What tells data from others: a hash of tensors, the number of other data."""
+    if isinstance(rows, Rows) and isinstance(rows.data, Tensor):
+        digest = hashlib.sha256()
+        for part in (rows.data, rows.context):
+            if part is not None:
+                digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+    try:
+        return str(len(rows))
+    except TypeError:
+        return "unknown"
 
 
 def batches(rows: Rows | DataLoader[Any], batch_size: int, **options: Any) -> DataLoader[Any]:
@@ -183,6 +202,8 @@ def check_data(
     else:
         data, *given = first_batch(rows, 1, seed=0)
         context = given[0] if given else None
+    if data.is_complex() or data.dtype == torch.bool:
+        raise ValueError(f"expected data of reals or integers, got {data.dtype}")
     event_shape = tuple(flow.transform.event_shape)
     if data.dim() != 1 + len(event_shape) or tuple(data.shape[1:]) != event_shape:
         raise ValueError(
@@ -218,6 +239,10 @@ def _check_context(expected: tuple[int, ...] | None, context: Tensor | None, n: 
             f"expected a context of shape {(n, *expected)}, one of each datum, "
             f"got {None if context is None else tuple(context.shape)}"
         )
-    bad = (~context.isfinite()).flatten(1).any(1).nonzero()
-    if len(bad):
-        raise ValueError(f"expected finite contexts, got one that is not in row {bad[0].item()}")
+    bad = (~context.isfinite()).nonzero().tolist()
+    if bad:
+        row, *place = bad[0]
+        raise ValueError(
+            f"expected finite contexts, got {context[tuple(bad[0])].item()} in element {tuple(place)}, "
+            f"row {row}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -173,11 +174,30 @@ class DensityModule(SVIModule):
         last_epoch = self.trainer.current_epoch + 1 == self.trainer.max_epochs
         checkpoint["finished"] = last_epoch or self.trainer.should_stop
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["options"] != self.options:
+    def check_resumed(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        """Refuse a checkpoint of a run with other options, data or another flow.
+
+        Raises:
+            ValueError: It says what is different.
+        """
+        options, own = dict(checkpoint["options"]), dict(self.options or {})
+        same_data = options.pop("data", None) == own.pop("data", None)
+        if options != own:
+            raise ValueError(f"the run was started with {options}: go on with these, not with {own}")
+        if not same_data:
+            raise ValueError(f"the run in {folder} was started with other data: choose another folder")
+        theirs, ours = (
+            {name: tuple(value.shape) for name, value in state.items()}
+            for state in (checkpoint["state_dict"], self.state_dict())
+        )
+        if theirs != ours:
+            names = sorted(name for name, _ in theirs.items() ^ ours.items())
             raise ValueError(
-                f"the run was started with {checkpoint['options']}: go on with these, not with {self.options}"
+                f"the run in {folder} has another flow, which differs in {names[0]}: build the same flow, or "
+                "choose another folder"
             )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses, self.val_losses = checkpoint["losses"], checkpoint["val_losses"]
         self.schedule.load(checkpoint["schedule"])
 

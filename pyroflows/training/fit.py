@@ -23,7 +23,7 @@ from pyroflows.state import read_state
 from pyroflows.tables import Grid, check_table
 from pyroflows.training.callbacks import Pictures, Watch, draw_samples
 from pyroflows.training.checkpoint import SafeCheckpointIO
-from pyroflows.training.data import Data, as_rows, check_data, device_of, first_batch
+from pyroflows.training.data import Data, as_rows, check_data, device_of, fingerprint, first_batch
 from pyroflows.training.prepare import count_steps, hold_out, initialize, standardize, table_of
 from pyroflows.training.report import FitResult, baselines, count_not_finite
 from pyroflows.training.schedule import Schedule
@@ -181,6 +181,7 @@ def fit(
     options = {
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "patience": patience, "ema": ema, "seed": seed, "val_fraction": val_fraction,
+        "data": fingerprint(given),
     }  # fmt: skip
     patience = None if val_rows is None else patience
     steps_per_epoch = count_steps(rows, batch_size, devices)
@@ -238,6 +239,8 @@ def fit(
         )
         last = folder / LAST if resume and (folder / LAST).exists() else None
         state: dict[str, Any] = {"finished": False} if last is None else read_state(last)
+        if last is not None:
+            module.check_resumed(state, folder)
         if state["finished"]:
             module.on_load_checkpoint(state)
             module.load_state_dict(state["state_dict"])
@@ -250,20 +253,23 @@ def fit(
         trainer.strategy.barrier()
         # Lightning leaves what it trained on an accelerator on the CPU.
         module.to(device).eval()
+        torch.manual_seed(0)
         scored = partial(score_rows, flow, levels=levels, noise=noise, grid=grid)
         val_score = None if val_rows is None else scored(val_rows)
-        if few and trainer.world_size == 1:
+        refit = few and trainer.world_size == 1
+        if refit:
             again = make_module(rows=given, schedule=schedule.again())
             again.load_state_dict(start_state)
             initialize(again, device)
             make_trainer(
-                max_epochs=-1,
+                max_epochs=math.ceil(best["global_step"] / count_steps(given, batch_size, 1)),
                 max_steps=best["global_step"],
                 callbacks=[watch, *_averaging(ema)],
                 logger=False,
                 enable_checkpointing=False,
             ).fit(again)
             again.to(device).eval()
+            torch.manual_seed(0)
         test_score = None if test_rows is None else scored(test_rows)
         n_not_finite = count_not_finite(flow, rows)
         beside = baselines(flow, given, rows, val_rows, test_rows, levels)
@@ -283,6 +289,7 @@ def fit(
         test_score=test_score,
         n_not_finite=n_not_finite,
         seconds=seconds,
+        refit=refit,
         path=None if out is None else Path(out),
         grid=grid,
         **beside,

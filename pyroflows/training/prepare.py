@@ -15,6 +15,9 @@ from pyroflows.training.density import DensityModule
 
 __all__ = ["count_steps", "hold_out", "initialize", "standardize", "table_of"]
 
+# A mean of so many standard deviations leaves a float32 a hundred steps for each of these.
+_LARGEST = 1e5
+
 AnyRows = Rows | DataLoader[Any]
 
 
@@ -40,9 +43,18 @@ def standardize(flow: Flow, rows: AnyRows, levels: int | None) -> None:
     if levels is not None and flow.transform.context_shape is None:
         return
     part = flow.standardize(data=levels is None)
-    if part is not None:
-        data, *contexts = _all(rows)
-        part.fit_to(data, *contexts)
+    if part is None:
+        return
+    data, *contexts = _all(rows)
+    part.fit_to(data, *contexts)
+    if part.data and next(flow.parameters()).dtype == torch.float32:
+        lost = (part.loc.abs() > _LARGEST * part.scale).flatten().nonzero().flatten().tolist()
+        if lost:
+            warnings.warn(
+                f"samples of columns {lost} lose digits, as their values are far from zero for their spread: "
+                "subtract their means, or fit with precision='64-true'",
+                stacklevel=3,
+            )
 
 
 def initialize(module: DensityModule, device: torch.device) -> None:

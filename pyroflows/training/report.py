@@ -35,6 +35,7 @@ class FitResult:
         test_score: Score of the test data, which chose nothing; `None` if none were given.
         n_not_finite: How many of 1,000 samples of the fitted flow are not finite.
         seconds: How long the fit took, without its pictures.
+        refit: Whether the flow was then fitted once more, to all rows, by as many steps as were best.
         path: The folder of the checkpoints, or `None`.
         baseline: The Gaussian that was fitted to the same table; `None` for other data.
         baseline_val_score: That of a Gaussian fitted without the validation data, on these.
@@ -48,6 +49,7 @@ class FitResult:
     test_score: float | None
     n_not_finite: int
     seconds: float
+    refit: bool = False
     path: Path | None = None
     baseline: Gaussian | None = field(default=None, repr=False)
     baseline_val_score: float | None = None

@@ -178,5 +178,22 @@ def test_very_few_rows(rows: int) -> None:
 def test_contexts_that_are_not_finite() -> None:
     context = torch.zeros(64, 1)
     context[7] = torch.inf
-    with pytest.raises(ValueError, match="expected finite contexts, got one that is not in row 7"):
+    with pytest.raises(ValueError, match=r"expected finite contexts, got inf in element \(0,\), row 7"):
         fit(Flow(realnvp(2, context_dim=1)), _data(), context=context, progress_bar=False)
+
+
+def test_complex_and_boolean_data() -> None:
+    for data in (torch.zeros(4, 2, dtype=torch.complex64), torch.zeros(4, 2, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="expected data of reals or integers, got torch"):
+            fit(Flow(realnvp(2)), data, levels=2, progress_bar=False)
+
+
+def test_columns_that_a_float32_can_not_hold() -> None:
+    data = torch.stack([1e9 + 1e-3 * torch.randn(40).double(), torch.randn(40).double()], -1)
+    with pytest.warns(UserWarning, match=r"samples of columns \[0\] lose digits") as caught:
+        fit(Flow(realnvp(2)), data, max_epochs=5, progress_bar=False)
+    # Its inverse is none the worse.
+    assert not any("inverse" in str(warning.message) for warning in caught)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(Flow(realnvp(2)).double(), data, max_epochs=1, progress_bar=False)

@@ -127,6 +127,22 @@ def test_other_options_can_not_be_resumed(tmp_path: Path) -> None:
         _run(tmp_path, resume=True)
 
 
+def test_other_data_or_another_flow_can_not_be_resumed(tmp_path: Path) -> None:
+    """Neither a run that was interrupted nor one that has ended."""
+    options = {"levels": 17, "max_epochs": 1, "progress_bar": False, "out": tmp_path, "resume": True}
+
+    def flow(steps: int = 1) -> Flow:
+        return Flow(glow((1, 4, 4), levels=2, steps=steps, hidden_channels=8))
+
+    fit(flow(), DATA[:200], **options)
+    for data in (DATA[:199], DATA[20:], DATA[:200].flip(0)):
+        with pytest.raises(ValueError, match="was started with other data"):
+            fit(flow(), data, **options)
+    with pytest.raises(ValueError, match="has another flow, which differs in"):
+        fit(flow(steps=2), DATA[:200], **options)
+    fit(flow(), DATA[:200], **options)
+
+
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
