@@ -56,8 +56,8 @@ def fit_command(
     coupling: Annotated[
         str | None,
         typer.Option(
-            help="additive, affine, spline or logistic_mixture (Flow++'s); by default spline for tables and "
-            "affine for images."
+            help="additive, affine, spline or logistic_mixture (Flow++'s); by default affine for images and "
+            "small tables and spline for other tables."
         ),
     ] = None,
     dequantize: Annotated[

@@ -16,6 +16,10 @@ __all__ = ["Defaults"]
 
 # Rows from which a table gets a larger flow.
 _MANY = 2000
+# Fewer rows of fewer columns get affine couplings. Their validation score in nats, with splines and with
+# affine couplings: 188 rows of 2 columns 13.83, 13.22; 160 of 5 columns 7.43, 7.11; 274 of 4 columns 15.29,
+# 15.43; 143 of 13 columns 19.8, 21.3.
+_FEW, _MANY_COLUMNS = 250, 10
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,11 @@ class Defaults:
     def flow(self, coupling: str | ElementwiseMap | None = None) -> Flow:
         """A Glow."""
         if self.is_table:
+            columns = self.event_shape.numel()
+            if coupling is None and self.rows < _FEW and columns < _MANY_COLUMNS:
+                coupling = "affine"
             # With two more steps 5,701 rows of 5 columns gained 0.17 nats.
-            steps = 4 if self.rows < _MANY else 6
+            steps = 4 if self.rows < _MANY and coupling != "affine" else 6
             return Flow(glow(self.event_shape, steps=steps, dropout=self._dropout, coupling=coupling))
         return Flow(glow(self.event_shape, steps=8, hidden_channels=64, dropout=0.2, coupling=coupling))
 
@@ -54,7 +61,7 @@ class Defaults:
             batch_size = min(max(batch_size, 64), 512)
             lr = 2e-3 if batch_size == 64 else 3e-3
             # Many columns have much dropout, with which larger steps are as good and fewer.
-            lr = lr if self.event_shape.numel() < 10 else 5e-3
+            lr = lr if self.event_shape.numel() < _MANY_COLUMNS else 5e-3
             return {"max_epochs": None, "batch_size": batch_size, "lr": lr}
         # Images are fitted for a time that suits a command: 1,100 steps of the nine tenths that are not held
         # out, or 5 epochs of many images.
