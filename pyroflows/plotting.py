@@ -20,9 +20,11 @@ with needs_fit_extra("pyroflows.plotting"):
 
 __all__ = ["plot_density", "plot_losses", "plot_posterior", "plot_samples"]
 
-# Of more dimensions a corner plot would be unreadable.
+# A corner plot of more dimensions would be unreadable.
 _CORNER = 6
 _SCATTERED = 1000
+# Fewer points than this are drawn larger.
+_MANY = 200
 # Red, green and blue of a pixel that is not finite: magenta is in no picture of digits and in few others.
 _NOT_FINITE = torch.tensor([1.0, 0.0, 1.0]).double()
 
@@ -78,8 +80,9 @@ def plot_posterior(
     """Write a corner plot of a guide's draws, over reference draws where given.
 
     Args:
-        draws: Of each variable, `(N, *shape)`, such as `pyro.infer.Predictive`'s or `importance_resample`'s.
-            An element of a vector `beta` has the name `beta[0]`, one of a matrix `beta[0, 0]`.
+        draws: Draws of each variable, `(N, *shape)`, such as those of `pyro.infer.Predictive` or
+            `importance_resample`. An element of a vector `beta` has the name `beta[0]`, one of a matrix
+            `beta[0, 0]`.
         path: The file, whose ending gives its format.
         reference: Draws to compare with, such as those of NUTS, of the same variables; as many or not.
         names: Which variables or elements are shown, by default the first six elements.
@@ -121,7 +124,7 @@ def plot_losses(
     """Write a picture of the losses of a fit's epochs.
 
     Args:
-        losses: Of the training data.
+        losses: Losses of the training data.
         path: The file, whose ending gives its format.
         held_out: Those of the held-out data.
         held_out_every: Epochs between two of these.
@@ -152,6 +155,7 @@ def plot_losses(
     if len(shown) > 40:
         axes.set_ylim(top=shown[int(0.95 * (len(shown) - 1))] + 0.1 * (shown[-1] - shown[0] + 1e-6))
     axes.set(xlabel="epoch", ylabel=unit)
+    axes.locator_params(axis="x", integer=True)
     axes.legend()
     _save(figure, path)
 
@@ -272,10 +276,12 @@ def _corner(sets: Mapping[str, Tensor], labels: Sequence[str]) -> Figure:
                     bins = np.linspace(*limits[row], 41).tolist()
                     axes.hist(values[:, row], bins, density=True, alpha=0.6, color=color, label=names[title])
                 else:
-                    # Of more, the last set would hide the first.
+                    # With more points the last set would hide the first.
                     some = values[:: math.ceil(len(values) / _SCATTERED)]
                     x, y = some[:, column], some[:, row]
-                    axes.scatter(x, y, s=4, alpha=0.4, linewidths=0, color=color)
+                    # Few points would not be seen among many.
+                    dot, alpha = (4, 0.4) if len(some) >= _MANY else (12, 0.9)
+                    axes.scatter(x, y, s=dot, alpha=alpha, linewidths=0, color=color)
                     axes.set_ylim(limits[row])
             axes.set_xlim(limits[column])
             axes.locator_params(nbins=5)
@@ -304,7 +310,7 @@ def _limits(sets: Sequence[np.ndarray]) -> tuple[float, float]:
         if not finite.size:
             continue
         low, high = np.quantile(finite, [0.025, 0.975])
-        # Of a normal up to 3.5 standard deviations.
+        # A normal is shown up to 3.5 standard deviations.
         beyond = 0.4 * (high - low)
         ends.append((max(finite.min(), low - beyond), min(finite.max(), high + beyond)))
     low, high = min((low for low, _ in ends), default=-1.0), max((high for _, high in ends), default=1.0)

@@ -80,7 +80,7 @@ def test_posterior_has_its_elements_and_legend(tmp_path: Path, figures: list[Fig
 
 
 def test_limits_are_those_of_the_bulk(tmp_path: Path, figures: list[Figure]) -> None:
-    """Of a normal 99.9 percent are shown, whatever lies far out, and of a uniform no more than there is."""
+    """A normal is shown to 99.9 percent, whatever lies far out, and a uniform to its ends."""
     normal, uniform = torch.randn(2000), torch.rand(2000)
     far = torch.cat([normal, torch.tensor([1e6, torch.nan, torch.inf])])
     for values, bulk, end in ((normal, 3.3, 4.0), (far, 3.3, 4.0), (2 * uniform - 1, 0.99, 1.07)):

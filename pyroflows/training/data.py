@@ -59,8 +59,8 @@ class Batches(Sampler[list[int]]):
 
     Args:
         n: Number of data.
-        batch_size: Of each process.
-        seed: Of the order.
+        batch_size: Data in a batch of each process.
+        seed: Seed of the order.
         epoch: Gives the epoch that begins.
         shuffle: Whether each epoch has an order of its own, and whole batches alone.
         rank: This process.
@@ -193,7 +193,7 @@ def check_data(
 ) -> int | None:
     """Check the data, and give the number of levels if they are integers.
 
-    Of a `Dataset` or `DataLoader` the first batch is checked.
+    The first batch of a `Dataset` or `DataLoader` is checked.
     """
     if isinstance(rows, Rows) and len(rows) < at_least:
         raise ValueError(f"expected at least {at_least} data, got {len(rows)}")

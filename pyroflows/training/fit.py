@@ -39,8 +39,8 @@ __all__ = ["fit"]
 
 # Epochs where nothing is held out, which could end the fit.
 _EPOCHS = 50
-# Steps after which a fit ends whose validation score still gets better: ten times what the largest of the
-# five tables of tests/benchmarks/table_quality.py needs.
+# Steps after which a fit ends whose validation score still gets better: more than ten times what the largest
+# of the five tables of tests/benchmarks/table_quality.py needs.
 _MAX_STEPS = 20_000
 # Rows up to which a table is fitted once more, to all rows, by the steps that were best: there a tenth more
 # rows are worth 0.05 to 1 nats, and the time is short.
@@ -181,7 +181,7 @@ def fit(
     options = {
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "patience": patience, "ema": ema, "seed": seed, "val_fraction": val_fraction,
-        "data": fingerprint(given),
+        "dequantize": list(dequantize), "data": fingerprint(given),
     }  # fmt: skip
     patience = None if val_rows is None else patience
     steps_per_epoch = count_steps(rows, batch_size, devices)

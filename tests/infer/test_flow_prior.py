@@ -143,5 +143,5 @@ def test_a_glow_is_the_guide_of_an_image(prior: Flow, digits: tuple[Tensor, Tens
     assert result.elbo > start + 3
     draws = guide.sample_posterior(1000, seen)["x"]
     assert draws.shape == (1000, *SHAPE)
-    # Of the seen pixels the prior knows more than their noisy values say.
+    # The prior knows more of the seen pixels than their noisy values say.
     assert (draws.mean(0) - truth)[VISIBLE].square().mean() < (seen - truth)[VISIBLE].square().mean()

@@ -123,7 +123,7 @@ from pyroflows.training.trainer import is_main_process
 class Record(lightning.Callback):
     gradients = []
     def on_after_backward(self, trainer, module):
-        # Of an FSDP fit each process has a part.
+        # Each process of an FSDP fit has a part.
         self.gradients.append([getattr(p.grad, "full_tensor", p.grad.clone)() for p in module.parameters()])
 
 devices, batch_size, strategy, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]

@@ -122,7 +122,7 @@ def test_contexts_that_are_missing_or_not_wanted() -> None:
 
 @pytest.mark.slow
 def test_learned_noise_gives_a_tighter_bound_on_digits() -> None:
-    """Of one and the same flow: only the noise is trained, so the likelihood that is bounded stays."""
+    """Only the noise is trained, so the likelihood that is bounded stays."""
     digits = load("digits")
     torch.manual_seed(0)
     flow = Flow(glow((1, 8, 8), levels=2, steps=4, hidden_channels=32))
