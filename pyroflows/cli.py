@@ -115,7 +115,7 @@ def fit_command(
         dataset.train,
         test_data=dataset.test,
         val_fraction=val_fraction,
-        levels=dataset.levels,
+        grey_levels=dataset.grey_levels,
         dequantize=dequantize or (),
         patience=patience,
         ema=ema,
@@ -136,7 +136,7 @@ def fit_command(
         names = ", ".join(file.name for file in dataset.skipped[:10])
         print(f"left out {len(dataset.skipped)} images that can't be read: {names}")
     metrics = {
-        "unit": _unit(dataset.levels),
+        "unit": _unit(dataset.grey_levels),
         "test_score": result.test_score,
         "val_score": result.val_score,
         "train_score": result.losses[-1],
@@ -149,7 +149,7 @@ def fit_command(
         "fit_seconds": round(result.seconds, 1),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    Run(flow, dataset.levels, result.grid, result.baseline).save(folder, metrics)
+    Run(flow, dataset.grey_levels, result.grid, result.baseline).save(folder, metrics)
     for line in _told(metrics):
         print(line)
     print(f"wrote {CHECKPOINT}, {METRICS}, checkpoints and pictures to {folder}")
@@ -167,7 +167,7 @@ def sample(
     loaded = Run.load(run)
     torch.manual_seed(seed)
     samples = loaded.draw(n, temperature)
-    plot_samples(samples, output, levels=loaded.levels)
+    plot_samples(samples, output, grey_levels=loaded.grey_levels)
     bad = int((~samples.isfinite()).flatten(1).any(1).sum())
     print(f"wrote {n} samples to {output}" + (f", {bad} of which are not finite" if bad else ""))
 
@@ -185,14 +185,14 @@ def score_command(
     dataset = load(data)
     torch.manual_seed(0)
     rows = dataset.train if dataset.test is None else dataset.test
-    value = score(loaded.flow, rows, levels=loaded.levels, grid=loaded.grid)
-    print(f"{value:.4f} {_unit(loaded.levels).replace('_', ' ')}")
+    value = score(loaded.flow, rows, grey_levels=loaded.grey_levels, grid=loaded.grid)
+    print(f"{value:.4f} {_unit(loaded.grey_levels).replace('_', ' ')}")
     if loaded.baseline is not None:
         print(f"{loaded.baseline.score(rows):.4f} nats, by a Gaussian that was fitted to the same table")
 
 
-def _unit(levels: int | None) -> str:
-    return "nats" if levels is None else "bits_per_dim"
+def _unit(grey_levels: int | None) -> str:
+    return "nats" if grey_levels is None else "bits_per_dim"
 
 
 def _told(metrics: dict[str, Any]) -> Iterator[str]:

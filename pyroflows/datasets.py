@@ -23,7 +23,7 @@ class Data:
     Attributes:
         train: `(N, *event_shape)`: `uint8` images `(N, C, H, W)`, or reals.
         test: Held-out data of the same kind, or `None`.
-        levels: Number of grey levels of integer data, or `None` for reals.
+        grey_levels: Number of grey levels of integer data, or `None` for reals.
         train_labels: `(N,)` integers, the classes of the training data, or `None`.
         test_labels: Those of the held-out data.
         skipped: Files that could not be read and were left out.
@@ -31,7 +31,7 @@ class Data:
 
     train: Tensor
     test: Tensor | None
-    levels: int | None
+    grey_levels: int | None
     train_labels: Tensor | None = None
     test_labels: Tensor | None = None
     skipped: tuple[Path, ...] = ()
@@ -59,14 +59,14 @@ def load(name: str | Path, *, skip_bad: bool = False) -> Data:
 
     Example:
         >>> digits = load("digits")
-        >>> digits.train.shape, digits.test.shape, digits.levels
+        >>> digits.train.shape, digits.test.shape, digits.grey_levels
         (torch.Size([1500, 1, 8, 8]), torch.Size([297, 1, 8, 8]), 17)
     """
     if name == "digits":
         return _digits()
     if name in _PLANE:
         points = torch.tensor(_PLANE[str(name)](3000), dtype=torch.get_default_dtype())
-        return Data(points[:2000], points[2000:], levels=None)
+        return Data(points[:2000], points[2000:], grey_levels=None)
     path = Path(name)
     if not path.exists():
         names = ", ".join(map(repr, ["digits", *_PLANE]))
@@ -84,10 +84,10 @@ def load(name: str | Path, *, skip_bad: bool = False) -> Data:
         )
     if test is not None:
         _check_shapes(train, test, path)
-    levels = None if train.is_floating_point() else 256
+    grey_levels = None if train.is_floating_point() else 256
     train_labels = _as_labels(arrays.get("y_train", arrays.get("y")), len(train))
     test_labels = None if test is None else _as_labels(arrays.get("y_test"), len(test))
-    return Data(train, test, levels, train_labels, test_labels)
+    return Data(train, test, grey_levels, train_labels, test_labels)
 
 
 def _digits() -> Data:

@@ -17,6 +17,7 @@ from pyro.poutine.runtime import am_i_wrapped
 from torch import Size, Tensor
 from torch.distributions import Distribution
 
+from pyroflows._renamed import renamed
 from pyroflows.transforms.base import FlowTransform, sum_last
 from pyroflows.transforms.chain import map_tensors
 from pyroflows.transforms.standardize import Standardize, is_unbounded
@@ -254,14 +255,14 @@ class Dequantized(TorchDistribution):
     .. math:: \log P(x) \ge \mathbb{E}_{u \sim q(u | x)} \left[ \log p\left(\frac{x + u}{n}\right)
         - \log q(u | x) \right] - D \log n \text{ (nats)}
 
-    for `n` levels and `D` elements. The noise is uniform on [0, 1), or, where it is learned, `\Phi(v)` of a
-    conditional flow's `v`, by the standard normal's distribution function: `q(u | x)` is `v`'s density over
-    the standard normal's, so noise of a flow that is the identity is uniform. `log_prob` is an unbiased
+    for `n` grey levels and `D` elements. The noise is uniform on [0, 1), or, where it is learned, `\Phi(v)`
+    of a conditional flow's `v`, by the standard normal's distribution function: `q(u | x)` is `v`'s density
+    over the standard normal's, so noise of a flow that is the identity is uniform. `log_prob` is an unbiased
     estimate of the bound, by one draw of the noise.
 
     Args:
         base: A distribution of reals, which data in [0, 1) are to follow: images `(C, H, W)` or vectors.
-        levels: Number of values, 0 to `levels - 1`.
+        grey_levels: Number of values, 0 to `grey_levels - 1`.
         noise: `None` for uniform noise, or a conditional `Flow` (or any callable) that gives the
             distribution of `v`, of the base's event shape, for data that were brought to [-1, 1].
 
@@ -269,46 +270,47 @@ class Dequantized(TorchDistribution):
         Batch and event shape are those of `base`.
 
     Raises:
-        ValueError: `levels` is not at least 2, a value is not an integer of 0 to `levels - 1`, or the noise
-            is not of the data's shape.
+        ValueError: `grey_levels` is not at least 2, a value is not an integer of 0 to `grey_levels - 1`, or
+            the noise is not of the data's shape.
 
     Source: Theis et al. 2016, "A note on the evaluation of generative models", arXiv 1511.01844, section
     3.1; Ho et al. 2019, "Flow++", arXiv 1902.00275, eq. 7 and section 3.1 (learned noise).
 
     Example:
         >>> flow = Flow(glow((1, 8, 8), steps=2, hidden_channels=16))
-        >>> images = Dequantized(flow(), levels=17)
+        >>> images = Dequantized(flow(), grey_levels=17)
         >>> x = images.sample((5,))
         >>> x.shape, x.dtype, images.bits_per_dim(x).shape
         (torch.Size([5, 1, 8, 8]), torch.uint8, torch.Size([5]))
         >>> noise = Flow(realnvp((1, 8, 8), levels=1, hidden_channels=16, context_shape=(1, 8, 8)))
-        >>> Dequantized(flow(), levels=17, noise=noise).log_prob(x).shape
+        >>> Dequantized(flow(), grey_levels=17, noise=noise).log_prob(x).shape
         torch.Size([5])
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 
+    @renamed(levels="grey_levels")
     def __init__(
         self,
         base: Distribution,
-        levels: int = 256,
+        grey_levels: int = 256,
         noise: Callable[[Tensor], Distribution] | None = None,
         *,
         validate_args: bool | None = None,
     ) -> None:
-        if levels < 2:
-            raise ValueError(f"Dequantized expected at least 2 levels, got {levels}")
+        if grey_levels < 2:
+            raise ValueError(f"Dequantized expected at least 2 grey levels, got {grey_levels}")
         if isinstance(noise, Distribution) or (noise is not None and not callable(noise)):
             raise ValueError(f"Dequantized expected a conditional Flow as noise, got {type(noise)}")
         self.base_dist = base
-        self.levels = levels
+        self.grey_levels = grey_levels
         self.noise = noise
         super().__init__(base.batch_shape, base.event_shape, validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=True)
     def support(self) -> constraints.Constraint:
         return constraints.independent(
-            constraints.integer_interval(0, self.levels - 1), len(self.event_shape)
+            constraints.integer_interval(0, self.grey_levels - 1), len(self.event_shape)
         )
 
     def expand(
@@ -316,13 +318,13 @@ class Dequantized(TorchDistribution):
     ) -> Dequantized:
         new = self._get_checked_instance(Dequantized, _instance)
         new.base_dist = self.base_dist.expand(torch.Size(batch_shape))
-        new.levels, new.noise = self.levels, self.noise
+        new.grey_levels, new.noise = self.grey_levels, self.noise
         super(Dequantized, new).__init__(new.base_dist.batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def dequantize(self, x: Tensor) -> Tensor:
-        """Integers to reals in [0, 1) by noise: `(x + u) / levels`."""
+        """Integers to reals in [0, 1) by noise: `(x + u) / grey_levels`."""
         return self._dequantize(x)[0]
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -330,29 +332,29 @@ class Dequantized(TorchDistribution):
         if self._validate_args:
             self._validate_sample(x)
         y, log_q = self._dequantize(x)
-        return self.base_dist.log_prob(y) - log_q - self.event_shape.numel() * math.log(self.levels)
+        return self.base_dist.log_prob(y) - log_q - self.event_shape.numel() * math.log(self.grey_levels)
 
     def _dequantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A draw of `(x + u) / levels`, and the log-density of `u`."""
         dtype, event_dim = _dtype_of(self.base_dist), len(self.event_shape)
         if self.noise is None:
             u = torch.rand(x.shape, dtype=dtype, device=x.device)
-            return (x + u) / self.levels, u.new_zeros(())
-        noise = self.noise((2 * x.to(dtype) + 1) / self.levels - 1)
+            return (x + u) / self.grey_levels, u.new_zeros(())
+        noise = self.noise((2 * x.to(dtype) + 1) / self.grey_levels - 1)
         v = noise.rsample()
         if v.shape != x.shape:
             raise ValueError(
                 f"Dequantized expected noise of the data's shape {tuple(x.shape)}, got {tuple(v.shape)}"
             )
         log_normal = sum_last(-(v**2 + math.log(2 * math.pi)) / 2, event_dim)
-        return (x + torch.special.ndtr(v)) / self.levels, noise.log_prob(v) - log_normal
+        return (x + torch.special.ndtr(v)) / self.grey_levels, noise.log_prob(v) - log_normal
 
     def bits_per_dim(self, x: Tensor) -> Tensor:
         r"""`-log P(x) / (D \log 2)`, an estimate of an upper bound, in bits per dimension."""
         return -self.log_prob(x) / (self.event_shape.numel() * math.log(2))
 
     def sample(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
-        """Integers, `uint8` for up to 256 levels and `int64` for more.
+        """Integers, `uint8` for up to 256 grey levels and `int64` for more.
 
         Raises:
             FloatingPointError: A sample of the base is not finite, and no integer.
@@ -364,14 +366,14 @@ class Dequantized(TorchDistribution):
                 f"{bad} of {x.numel()} values that were drawn are not finite: draw with a lower temperature, "
                 "or fit a flow whose scales are bounded"
             )
-        return x.to(torch.uint8 if self.levels <= 256 else torch.int64)
+        return x.to(torch.uint8 if self.grey_levels <= 256 else torch.int64)
 
     def sample_reals(self, sample_shape: Size | list[int] | tuple[int, ...] = ()) -> Tensor:
         """Integers as reals: a value that is not finite is NaN."""
         with torch.no_grad():
             y = self.base_dist.sample(torch.Size(sample_shape))
         y = torch.where(y.isfinite(), y, torch.nan)
-        return (y * self.levels).floor().clamp(0, self.levels - 1)
+        return (y * self.grey_levels).floor().clamp(0, self.grey_levels - 1)
 
 
 def _dtype_of(distribution: Distribution) -> torch.dtype:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyroflows._extras import needs_fit_extra
+from pyroflows._renamed import renamed
 from pyroflows.distributions import Flow
 
 with needs_fit_extra("pyroflows.plotting"):
@@ -29,8 +30,9 @@ _MANY = 200
 _NOT_FINITE = torch.tensor([1.0, 0.0, 1.0]).double()
 
 
+@renamed(levels="grey_levels")
 def plot_samples(
-    samples: Tensor, path: str | Path, *, real: Tensor | None = None, levels: int | None = None
+    samples: Tensor, path: str | Path, *, real: Tensor | None = None, grey_levels: int | None = None
 ) -> None:
     """Write a picture of samples: a grid of images beside real ones, a corner plot of points over real ones.
 
@@ -39,7 +41,7 @@ def plot_samples(
             are shown, each alone and in pairs.
         path: The file, whose ending gives its format.
         real: Real data of the same shape, as many or more.
-        levels: Number of levels of integer images; reals are taken to be in [0, 1].
+        grey_levels: Number of grey levels of integer images; reals are taken to be in [0, 1].
 
     Raises:
         ValueError: The samples are neither images nor points, or the file's format is unknown.
@@ -65,7 +67,7 @@ def plot_samples(
     for i, (title, images) in enumerate(panels.items()):
         axes = figure.add_subplot(1, len(panels), i + 1)
         axes.set_title(_counted(title, images))
-        axes.imshow(_grid(images, levels).numpy(), interpolation="nearest")
+        axes.imshow(_grid(images, grey_levels).numpy(), interpolation="nearest")
         axes.set_axis_off()
     _save(figure, path)
 
@@ -218,13 +220,13 @@ def save_density(flow: Flow, data: Tensor, path: str | Path) -> None:
     _save(figure, path)
 
 
-def _grid(images: Tensor, levels: int | None) -> Tensor:
+def _grid(images: Tensor, grey_levels: int | None) -> Tensor:
     """Images in a near-square grid, `(H, W, 3)` in [0, 1], with a line between.
 
     A pixel that is not finite is magenta.
     """
     values = images.detach().cpu().double()
-    values = values / (levels - 1) if levels is not None else values
+    values = values / (grey_levels - 1) if grey_levels is not None else values
     finite = values.isfinite().all(-3, keepdim=True)
     values = torch.where(finite, values.clamp(0, 1), _NOT_FINITE.view(3, 1, 1))
     columns = math.ceil(math.sqrt(len(values)))

@@ -26,36 +26,40 @@ class Run:
 
     Attributes:
         flow: The flow.
-        levels: Number of levels of integer data; `None` for reals.
+        grey_levels: Number of grey levels of integer data; `None` for reals.
         grid: The grid of the columns of a table that were dequantized.
         baseline: The Gaussian that was fitted to the same table.
     """
 
     flow: Flow
-    levels: int | None
+    grey_levels: int | None
     grid: Grid | None = None
     baseline: Gaussian | None = None
 
     def sample(self, n: int, temperature: float = 1.0) -> Tensor:
-        """Data, `(n, *event_shape)`: integers if it has levels, on the grid if it has one.
+        """Data, `(n, *event_shape)`: integers if it has grey levels, on the grid if it has one.
 
         Raises:
             FloatingPointError: A sample that should be of integers is not finite.
         """
-        if self.levels is not None:
-            return Dequantized(self.flow(temperature=temperature), self.levels).sample((n,))
+        if self.grey_levels is not None:
+            return Dequantized(self.flow(temperature=temperature), self.grey_levels).sample((n,))
         x = self.flow(temperature=temperature).sample((n,))
         return x if self.grid is None else self.grid.round(x)
 
     def draw(self, n: int, temperature: float = 1.0) -> Tensor:
         """Samples to look at: as `sample`, but always of reals, which may be not finite."""
-        if self.levels is None:
+        if self.grey_levels is None:
             return self.sample(n, temperature)
-        return Dequantized(self.flow(temperature=temperature), self.levels).sample_reals((n,))
+        return Dequantized(self.flow(temperature=temperature), self.grey_levels).sample_reals((n,))
 
     def save(self, folder: Path, metrics: dict[str, Any]) -> None:
         """Write the flow and its metrics, each under a temporary name first, so that none is ever half."""
-        extra = {"levels": self.levels, "grid": _fields(self.grid), "baseline": _fields(self.baseline)}
+        extra = {
+            "grey_levels": self.grey_levels,
+            "grid": _fields(self.grid),
+            "baseline": _fields(self.baseline),
+        }
         save_flow(self.flow, folder / CHECKPOINT, extra)
         write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
 
@@ -73,7 +77,7 @@ class Run:
         grid, baseline = extra.get("grid"), extra.get("baseline")
         return cls(
             flow,
-            extra.get("levels"),
+            extra.get("grey_levels", extra.get("levels")),
             None if grid is None else Grid(**grid),
             None if baseline is None else Gaussian(**baseline),
         )

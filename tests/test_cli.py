@@ -178,7 +178,7 @@ def test_the_checkpoint_is_the_flow(run_folder: Path) -> None:
     first, second = Run.load(run_folder), Run.load(run_folder)
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(first.flow().log_prob(x), second.flow().log_prob(x))
-    assert first.levels == 17
+    assert first.grey_levels == 17
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,7 @@ from pyroflows.datasets import load
 def test_digits_are_the_agreed_split() -> None:
     data = load("digits")
     train, test = train_test_split(load_digits().images, test_size=297, random_state=0)
-    assert data.levels == 17
+    assert data.grey_levels == 17
     assert data.train.dtype == torch.uint8
     assert np.array_equal(data.train[:, 0].numpy(), train)
     assert np.array_equal(data.test[:, 0].numpy(), test)
@@ -28,7 +28,7 @@ def test_digits_are_the_agreed_split() -> None:
 @pytest.mark.parametrize("name", ["moons", "checkerboard", "eight_gaussians"])
 def test_densities_in_the_plane(name: str) -> None:
     data = load(name)
-    assert (data.train.shape, data.test.shape, data.levels) == ((2000, 2), (1000, 2), None)
+    assert (data.train.shape, data.test.shape, data.grey_levels) == ((2000, 2), (1000, 2), None)
     # Both parts are of one density, so their means differ by five standard errors at most.
     assert (data.train.mean(0) - data.test.mean(0)).abs().max() < 5 * data.train.std(0).max() / 1000**0.5
 
@@ -55,7 +55,7 @@ def test_image_layouts(tmp_path: Path, shape, expected) -> None:
     data = load(tmp_path / "x.npy")
     assert tuple(data.train.shape) == expected
     assert data.test is None
-    assert data.levels == 256
+    assert data.grey_levels == 256
     channels_last = data.train.movedim(1, -1).numpy()
     want = images.reshape(channels_last.shape) if shape != expected else np.moveaxis(images, 1, -1)
     assert np.array_equal(channels_last, want)
@@ -79,7 +79,7 @@ def test_keras_names_and_labels(tmp_path: Path) -> None:
 def test_tables(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x=np.arange(6).reshape(3, 2))
     data = load(str(tmp_path / "x.npz"))
-    assert data.levels is None
+    assert data.grey_levels is None
     assert torch.equal(data.train, torch.arange(6.0).reshape(3, 2))
 
 
@@ -118,7 +118,7 @@ def _pictures(folder: Path, *shapes: tuple[int, ...]) -> list[np.ndarray]:
 def test_a_folder_of_images(tmp_path: Path) -> None:
     grey = _pictures(tmp_path / "grey", (6, 4), (6, 4))
     data = load(tmp_path / "grey")
-    assert (data.test, data.levels, data.train.dtype) == (None, 256, torch.uint8)
+    assert (data.test, data.grey_levels, data.train.dtype) == (None, 256, torch.uint8)
     assert np.array_equal(data.train[:, 0].numpy(), np.stack(grey))
     colour = _pictures(tmp_path / "mixed" / "sub", (6, 4, 3), (6, 4))
     mixed = load(str(tmp_path / "mixed")).train

@@ -249,7 +249,7 @@ def _uniform(*shape: int) -> dist.Distribution:
 
 
 def test_uniform_density_is_the_log_of_the_levels() -> None:
-    images = Dequantized(_uniform(1, 4, 4), levels=17)
+    images = Dequantized(_uniform(1, 4, 4), grey_levels=17)
     x = torch.randint(0, 17, (5, 1, 4, 4))
     torch.testing.assert_close(images.log_prob(x), torch.full((5,), -16 * math.log(17)))
     torch.testing.assert_close(images.bits_per_dim(x), torch.full((5,), math.log2(17)))
@@ -357,7 +357,7 @@ def test_bad_integers() -> None:
     for bad in (torch.tensor([0, 1, 17]), torch.tensor([-1, 0, 1]), torch.tensor([0.5, 1.0, 2.0])):
         with pytest.raises(ValueError, match="support"):
             images.log_prob(bad)
-    with pytest.raises(ValueError, match="at least 2 levels, got 1"):
+    with pytest.raises(ValueError, match="at least 2 grey levels, got 1"):
         Dequantized(_uniform(3), 1)
 
 

@@ -14,7 +14,7 @@ from pyroflows.transforms import FlowTransform
 
 def test_grid_places_each_image() -> None:
     images = torch.arange(5)[:, None, None, None].expand(5, 1, 2, 3)
-    grid = _grid(images, levels=5)
+    grid = _grid(images, grey_levels=5)
     assert grid.shape == (2 * 3 + 1, 3 * 4 + 1, 3)
     for i in range(5):
         row, column = (i // 3) * 3 + 1, (i % 3) * 4 + 1
@@ -143,7 +143,7 @@ def test_a_density_that_is_not_finite_has_no_colour() -> None:
 
 
 def test_integers_are_no_place_for_what_is_not_finite() -> None:
-    images = Dequantized(Flow(_Hole(2))(), levels=4)
+    images = Dequantized(Flow(_Hole(2))(), grey_levels=4)
     images.base_dist.transforms[0]._forward_and_ladj = lambda z, _: (z / 0, z.sum(-1))
     with pytest.raises(FloatingPointError, match="6 of 6 values that were drawn are not finite"):
         images.sample((3,))

@@ -118,7 +118,7 @@ class Pictures(lightning.Callback):
         assert isinstance(module, DensityModule)
         if (trainer.current_epoch + 1) % self.every == 0:
             with torch.random.fork_rng(), _evaluating(module):
-                run = Run(module.flow, module.levels, module.grid)
+                run = Run(module.flow, module.grey_levels, module.grid)
                 draw_samples(run, self.folder, self.real, trainer.is_global_zero)
 
 
@@ -132,7 +132,7 @@ def draw_samples(run: Run, folder: Path, real: Tensor | None, write: bool = True
         return
     x = run.draw(64 if len(shape) == 3 else 1000)
     if write:
-        plot_samples(x, folder / "samples.png", real=real, levels=run.levels)
+        plot_samples(x, folder / "samples.png", real=real, grey_levels=run.grey_levels)
 
 
 @contextmanager

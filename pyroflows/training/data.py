@@ -113,11 +113,11 @@ class SeededLoader:
 
 
 def as_rows(
-    data: Any, context: Tensor | np.ndarray | None = None, levels: int | None = None
+    data: Any, context: Tensor | np.ndarray | None = None, grey_levels: int | None = None
 ) -> Rows | DataLoader[Any]:
     """Tensors, arrays and datasets as `Rows`; a loader as it is.
 
-    A table of integers without `levels` is one of reals: levels are those of pixels.
+    A table of integers without `grey_levels` is one of reals: levels are those of pixels.
 
     Raises:
         ValueError: The data are something else.
@@ -130,7 +130,7 @@ def as_rows(
         context = context.to(torch.get_default_dtype())
     if isinstance(data, Tensor):
         is_integer_table = data.dim() == 2 and not (data.is_floating_point() or data.is_complex())
-        return Rows(data.double() if is_integer_table and levels is None else data, context)
+        return Rows(data.double() if is_integer_table and grey_levels is None else data, context)
     if context is not None:
         raise ValueError(
             "context= goes with a tensor or array of data: a Dataset gives each datum with its own"
@@ -187,11 +187,11 @@ def as_list(batch: Any) -> list[Tensor]:
 def check_data(
     flow: Flow,
     rows: Rows | DataLoader[Any],
-    levels: int | None,
+    grey_levels: int | None,
     noise: Flow | None,
     at_least: int = 1,
 ) -> int | None:
-    """Check the data, and give the number of levels if they are integers.
+    """Check the data, and give the number of grey levels if they are integers.
 
     The first batch of a `Dataset` or `DataLoader` is checked.
     """
@@ -211,8 +211,8 @@ def check_data(
         )
     _check_context(flow.transform.context_shape, context, len(data))
     if data.is_floating_point():
-        if levels is not None or noise is not None:
-            raise ValueError(f"levels and noise are for integer data, got {data.dtype}")
+        if grey_levels is not None or noise is not None:
+            raise ValueError(f"grey_levels and noise are for integer data, got {data.dtype}")
         bad = (~data.isfinite()).nonzero()
         if len(bad):
             row, *place = bad[0].tolist()
@@ -222,11 +222,11 @@ def check_data(
                 "rows or columns out, or fill them in"
             )
         return None
-    levels = 256 if levels is None else levels
+    grey_levels = 256 if grey_levels is None else grey_levels
     low, high = int(data.min()), int(data.max())
-    if low < 0 or high >= levels:
-        raise ValueError(f"expected integers 0 to {levels - 1}, got {low} to {high}: set levels")
-    return levels
+    if low < 0 or high >= grey_levels:
+        raise ValueError(f"expected integers 0 to {grey_levels - 1}, got {low} to {high}: set grey_levels")
+    return grey_levels
 
 
 def _check_context(expected: tuple[int, ...] | None, context: Tensor | None, n: int) -> None:

@@ -37,7 +37,7 @@ class DensityModule(SVIModule):
     def __init__(
         self,
         flow: Flow,
-        levels: int | None,
+        grey_levels: int | None,
         noise: Flow | None = None,
         *,
         rows: Rows | DataLoader[Any] | None = None,
@@ -51,7 +51,7 @@ class DensityModule(SVIModule):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(flow)
-        self.levels, self.noise = levels, noise
+        self.grey_levels, self.noise = grey_levels, noise
         self.rows, self.val_rows, self.batch_size = rows, val_rows, batch_size
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         self.schedule = Schedule() if schedule is None else schedule
@@ -68,11 +68,11 @@ class DensityModule(SVIModule):
 
     @property
     def unit(self) -> str:
-        return "nats" if self.levels is None else "bits/dim"
+        return "nats" if self.grey_levels is None else "bits/dim"
 
     def reals(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
         """The data as the flow sees them."""
-        if self.levels is not None:
+        if self.grey_levels is not None:
             return self._of_integers(context).dequantize(batch)
         if not self.flow.transform._takes_any_dtype:
             batch = batch.to(next(self.flow.parameters()).dtype)
@@ -82,13 +82,13 @@ class DensityModule(SVIModule):
         """Mean nats, or bits per dimension of integers."""
         data, *given = as_list(batch)
         context = given[0] if given else None
-        if self.levels is None:
+        if self.grey_levels is None:
             return -self.flow(context).log_prob(self.reals(data)).mean()
         return self._of_integers(context).bits_per_dim(data).mean()
 
     def _of_integers(self, context: Tensor | None) -> Dequantized:
-        assert self.levels is not None
-        return Dequantized(self.flow(context), self.levels, self.noise)
+        assert self.grey_levels is not None
+        return Dequantized(self.flow(context), self.grey_levels, self.noise)
 
     @contextmanager
     def whole(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyroflows._extras import needs_fit_extra
+from pyroflows._renamed import renamed
 from pyroflows.datasets import load
 from pyroflows.distributions import Flow
 from pyroflows.plotting import plot_losses, save_density
@@ -50,6 +51,7 @@ _FEW = 1000
 _STEPS_BETWEEN = 5
 
 
+@renamed(levels="grey_levels")
 def fit(
     flow: Flow,
     data: Data | str | Path,
@@ -60,7 +62,7 @@ def fit(
     val_context: Tensor | None = None,
     test_context: Tensor | None = None,
     val_fraction: float = 0.1,
-    levels: int | None = None,
+    grey_levels: int | None = None,
     noise: Flow | None = None,
     dequantize: Sequence[int] = (),
     max_epochs: int | None = None,
@@ -100,17 +102,17 @@ def fit(
 
     Args:
         flow: The flow; it is changed, and in evaluation mode afterwards.
-        data: `(N, *event_shape)`: reals, or integers 0 to `levels - 1`, as a tensor or array; a `Dataset` of
-            data, each alone or as `(datum, context)`; a `DataLoader` of batches of these; or what
-            `pyroflows.datasets.load` takes: a name, a file or a folder of images. Without `levels` a table of
-            integers is one of reals.
+        data: `(N, *event_shape)`: reals, or integers 0 to `grey_levels - 1`, as a tensor or array; a
+            `Dataset` of data, each alone or as `(datum, context)`; a `DataLoader` of batches of these; or
+            what `pyroflows.datasets.load` takes: a name, a file or a folder of images. Without
+            `grey_levels` a table of integers is one of reals.
         val_data: Validation data of the same kind, by which the weights are chosen.
         test_data: Data of the same kind that choose nothing and are only scored.
         context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
         val_context: That of the validation data.
         test_context: That of the test data.
         val_fraction: Part of `data` that is held out where no `val_data` are given; 0 holds nothing out.
-        levels: Number of levels of integer data; by default 256.
+        grey_levels: Number of grey levels of integer data; by default 256.
         noise: A conditional flow of the dequantization noise, which is fitted too. `None`: uniform noise.
         dequantize: Numbers of the columns of a table that get uniform noise of the width of their own step.
         max_epochs: Largest number of passes over the data. By default 20,000 steps' worth, and 50 passes
@@ -159,17 +161,17 @@ def fit(
     start = time.perf_counter()
     if isinstance(data, str | Path):
         loaded = load(data)
-        data, levels = loaded.train, loaded.levels if levels is None else levels
+        data, grey_levels = loaded.train, loaded.grey_levels if grey_levels is None else grey_levels
         test_data = loaded.test if test_data is None else test_data
     _check_options(max_epochs, batch_size, lr, val_fraction, patience, ema, out, resume)
-    given = as_rows(data, context, levels)
-    levels = check_data(flow, given, levels, noise, at_least=2)
-    val_rows = None if val_data is None else as_rows(val_data, val_context, levels)
-    test_rows = None if test_data is None else as_rows(test_data, test_context, levels)
+    given = as_rows(data, context, grey_levels)
+    grey_levels = check_data(flow, given, grey_levels, noise, at_least=2)
+    val_rows = None if val_data is None else as_rows(val_data, val_context, grey_levels)
+    test_rows = None if test_data is None else as_rows(test_data, test_context, grey_levels)
     for others in (val_rows, test_rows):
         if others is not None:
-            check_data(flow, others, levels, noise)
-    table = table_of(given, levels)
+            check_data(flow, others, grey_levels, noise)
+    table = table_of(given, grey_levels)
     grid = None
     if table is not None:
         check_table(table, gridded=dequantize)
@@ -177,7 +179,7 @@ def fit(
     elif dequantize:
         raise ValueError(f"dequantize names columns of a table of reals as one tensor, got {dequantize}")
     rows, val_rows = hold_out(given, val_rows, val_fraction, seed)
-    standardize(flow, given, levels)
+    standardize(flow, given, grey_levels)
     options = {
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "patience": patience, "ema": ema, "seed": seed, "val_fraction": val_fraction,
@@ -191,7 +193,7 @@ def fit(
     make_module = partial(
         module_class,
         flow,
-        levels,
+        grey_levels,
         noise,
         batch_size=batch_size,
         lr=lr,
@@ -254,7 +256,7 @@ def fit(
         # Lightning leaves what it trained on an accelerator on the CPU.
         module.to(device).eval()
         torch.manual_seed(0)
-        scored = partial(score_rows, flow, levels=levels, noise=noise, grid=grid)
+        scored = partial(score_rows, flow, grey_levels=grey_levels, noise=noise, grid=grid)
         val_score = None if val_rows is None else scored(val_rows)
         refit = few and trainer.world_size == 1
         if refit:
@@ -272,14 +274,14 @@ def fit(
             torch.manual_seed(0)
         test_score = None if test_rows is None else scored(test_rows)
         n_not_finite = count_not_finite(flow, rows)
-        beside = baselines(flow, given, rows, val_rows, test_rows, levels)
+        beside = baselines(flow, given, rows, val_rows, test_rows, grey_levels)
         seconds = time.perf_counter() - start
         if real is not None and trainer.is_global_zero:
             plot_losses(
                 module.losses, folder / "losses.png", held_out=module.val_losses,
                 held_out_every=val_every, unit=module.unit,
             )  # fmt: skip
-            draw_samples(Run(flow, levels, grid), folder, real)
+            draw_samples(Run(flow, grey_levels, grid), folder, real)
             if flow.transform.event_shape.numel() <= 2 and flow.transform.context_shape is None:
                 save_density(flow, real, folder / "density.png")
     return FitResult(

@@ -38,11 +38,11 @@ def hold_out(
     return rows.part(order[n_held_out:]), rows.part(order[:n_held_out])
 
 
-def standardize(flow: Flow, rows: AnyRows, levels: int | None) -> None:
-    """Centre and scale the data and contexts of a flow, once: integers of known levels stay as they are."""
-    if levels is not None and flow.transform.context_shape is None:
+def standardize(flow: Flow, rows: AnyRows, grey_levels: int | None) -> None:
+    """Centre and scale data and contexts of a flow, once; integers of known grey levels stay as they are."""
+    if grey_levels is not None and flow.transform.context_shape is None:
         return
-    part = flow.standardize(data=levels is None)
+    part = flow.standardize(data=grey_levels is None)
     if part is None:
         return
     data, *contexts = _all(rows)
@@ -65,9 +65,9 @@ def initialize(module: DensityModule, device: torch.device) -> None:
     module.flow.initialize(module.reals(first, *contexts), *contexts)
 
 
-def table_of(rows: AnyRows | None, levels: int | None) -> Tensor | None:
+def table_of(rows: AnyRows | None, grey_levels: int | None) -> Tensor | None:
     """The rows as a table of reals, `(N, D)`, if they are one tensor of these."""
-    if not isinstance(rows, Rows) or not isinstance(rows.data, Tensor) or levels is not None:
+    if not isinstance(rows, Rows) or not isinstance(rows.data, Tensor) or grey_levels is not None:
         return None
     return rows.data if rows.data.dim() == 2 else None
 

@@ -84,14 +84,14 @@ def baselines(
     rows: AnyRows,
     val_rows: AnyRows | None,
     test_rows: AnyRows | None,
-    levels: int | None,
+    grey_levels: int | None,
 ) -> dict[str, Any]:
     """The Gaussian of all rows that were given, and the scores of `FitResult`; nothing where none fits."""
-    table, fitted = table_of(given, levels), table_of(rows, levels)
+    table, fitted = table_of(given, grey_levels), table_of(rows, grey_levels)
     if table is None or fitted is None or flow.transform.context_shape is not None:
         return {}
     gaussian = Gaussian.fit(table)
-    val, test = table_of(val_rows, levels), table_of(test_rows, levels)
+    val, test = table_of(val_rows, grey_levels), table_of(test_rows, grey_levels)
     # Few rows may vary only with those that were held out.
     varies = bool((fitted != fitted[0]).any(0).all())
     return {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from pyroflows._renamed import renamed
 from pyroflows.distributions import Flow
 from pyroflows.tables import Grid
 from pyroflows.training.data import Data, Rows, as_list, as_rows, batches, check_data, device_of
@@ -16,12 +17,13 @@ from pyroflows.training.density import DensityModule
 __all__ = ["score", "score_rows"]
 
 
+@renamed(levels="grey_levels")
 def score(
     flow: Flow,
     data: Data,
     *,
     context: Tensor | None = None,
-    levels: int | None = None,
+    grey_levels: int | None = None,
     noise: Flow | None = None,
     grid: Grid | None = None,
     draws: int = 10,
@@ -32,9 +34,9 @@ def score(
 
     Args:
         flow: The flow; it is put into evaluation mode.
-        data: `(N, *event_shape)`: reals, or integers 0 to `levels - 1`; or as `fit` takes them.
+        data: `(N, *event_shape)`: reals, or integers 0 to `grey_levels - 1`; or as `fit` takes them.
         context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
-        levels: Number of levels of integer data; by default 256.
+        grey_levels: Number of grey levels of integer data; by default 256.
         noise: The conditional flow of the dequantization noise. `None`: uniform noise.
         grid: The grid of the columns that were dequantized, as `FitResult.grid`.
         draws: Number of draws of the dequantization noise that are averaged.
@@ -44,23 +46,23 @@ def score(
         >>> score(Flow(realnvp(2)), torch.zeros(5, 2)) > 0
         True
     """
-    rows = as_rows(data, context, levels)
-    return score_rows(flow, rows, check_data(flow, rows, levels, noise), noise, grid=grid, draws=draws)
+    rows = as_rows(data, context, grey_levels)
+    return score_rows(flow, rows, check_data(flow, rows, grey_levels, noise), noise, grid=grid, draws=draws)
 
 
 @torch.no_grad()
 def score_rows(
     flow: Flow,
     rows: Rows | DataLoader[Any],
-    levels: int | None,
+    grey_levels: int | None,
     noise: Flow | None,
     *,
     grid: Grid | None = None,
     draws: int = 10,
 ) -> float:
     """The score of data that were checked; noise on a grid is averaged as that of integers is."""
-    module = DensityModule(flow, levels, noise, grid=grid).eval()
-    repeats = 1 if levels is None and grid is None else draws
+    module = DensityModule(flow, grey_levels, noise, grid=grid).eval()
+    repeats = 1 if grey_levels is None and grid is None else draws
     total, count = 0.0, 0
     for _ in range(repeats):
         for batch in batches(rows, 256):

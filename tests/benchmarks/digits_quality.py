@@ -66,7 +66,7 @@ def run(
         context=contexts[0],
         test_context=contexts[1],
         val_fraction=0,
-        levels=LEVELS,
+        grey_levels=LEVELS,
         noise=learned_noise() if learn_noise else None,
         max_epochs=epochs,
         lr=3e-3,

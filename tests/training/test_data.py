@@ -185,7 +185,7 @@ def test_contexts_that_are_not_finite() -> None:
 def test_complex_and_boolean_data() -> None:
     for data in (torch.zeros(4, 2, dtype=torch.complex64), torch.zeros(4, 2, dtype=torch.bool)):
         with pytest.raises(ValueError, match="expected data of reals or integers, got torch"):
-            fit(Flow(realnvp(2)), data, levels=2, progress_bar=False)
+            fit(Flow(realnvp(2)), data, grey_levels=2, progress_bar=False)
 
 
 def test_columns_that_a_float32_can_not_hold() -> None:

@@ -33,7 +33,7 @@ def test_integer_data_in_bits() -> None:
     torch.manual_seed(0)
     data = torch.randint(0, 2, (512, 1, 4, 4), dtype=torch.uint8)
     flow = Flow(glow((1, 4, 4), levels=1, steps=1, hidden_channels=8))
-    result = fit(flow, data, test_data=data, levels=2, max_epochs=30, lr=3e-3, progress_bar=False)
+    result = fit(flow, data, test_data=data, grey_levels=2, max_epochs=30, lr=3e-3, progress_bar=False)
     assert 0.97 < result.test_score < 1.3
     assert result.losses[-1] < result.losses[0]
 
@@ -116,7 +116,7 @@ def test_contexts_that_are_missing_or_not_wanted() -> None:
         fit(plain, data, context=torch.zeros(4, 3), progress_bar=False)
     with pytest.raises(ValueError, match=r"a context of shape \(4, 3\)"):
         fit(conditional, data, data, context=torch.zeros(4, 3), progress_bar=False)
-    with pytest.raises(ValueError, match="levels and noise are for integer data"):
+    with pytest.raises(ValueError, match="grey_levels and noise are for integer data"):
         score(plain, data, noise=Flow(realnvp(2, context_dim=2)))
 
 
@@ -126,12 +126,12 @@ def test_learned_noise_gives_a_tighter_bound_on_digits() -> None:
     digits = load("digits")
     torch.manual_seed(0)
     flow = Flow(glow((1, 8, 8), levels=2, steps=4, hidden_channels=32))
-    fit(flow, digits.train, levels=17, max_epochs=15, lr=5e-3, progress_bar=False)
-    uniform = score(flow, digits.test, levels=17)
+    fit(flow, digits.train, grey_levels=17, max_epochs=15, lr=5e-3, progress_bar=False)
+    uniform = score(flow, digits.test, grey_levels=17)
     weights = {name: value.clone() for name, value in flow.state_dict().items()}
     flow.requires_grad_(False)
     noise = Flow(realnvp((1, 8, 8), levels=1, hidden_channels=16, context_shape=(1, 8, 8)))
-    given = {"test_data": digits.test, "levels": 17, "noise": noise}
+    given = {"test_data": digits.test, "grey_levels": 17, "noise": noise}
     learned = fit(flow, digits.train, max_epochs=10, lr=5e-3, progress_bar=False, **given).test_score
     assert all(torch.equal(value, weights[name]) for name, value in flow.state_dict().items())
     assert learned < uniform - 0.02
@@ -154,7 +154,7 @@ def test_class_conditional_samples_are_of_their_class() -> None:
         )
     )
     classes = torch.nn.functional.one_hot(digits.train_labels, 10).float()
-    fit(flow, digits.train, context=classes, levels=17, max_epochs=15, lr=5e-3, progress_bar=False)
+    fit(flow, digits.train, context=classes, grey_levels=17, max_epochs=15, lr=5e-3, progress_bar=False)
     classifier = LogisticRegression(max_iter=5000).fit(digits.train.flatten(1), digits.train_labels)
     assert classifier.score(digits.test.flatten(1), digits.test_labels) > 0.93
     asked_for = torch.arange(1000) % 10
@@ -167,8 +167,12 @@ BAD = [
     (torch.zeros(2), {}, r"data of shape \(N, 2\), got \(2,\)"),
     (torch.zeros(1, 2), {}, "at least 2 data, got 1"),
     (torch.tensor([[0.0, 1.0], [1.0, float("nan")]]), {}, "got nan in column 1, row 1"),
-    (torch.zeros(4, 2), {"levels": 3}, "levels and noise are for integer data"),
-    (torch.full((4, 2), 17, dtype=torch.uint8), {"levels": 17}, "integers 0 to 16, got 17 to 17: set levels"),
+    (torch.zeros(4, 2), {"grey_levels": 3}, "grey_levels and noise are for integer data"),
+    (
+        torch.full((4, 2), 17, dtype=torch.uint8),
+        {"grey_levels": 17},
+        "integers 0 to 16, got 17 to 17: set grey_levels",
+    ),
     (torch.zeros(4, 2), {"max_epochs": 0}, "max_epochs and batch_size of at least 1"),
     (torch.zeros(4, 2), {"lr": -1.0}, "positive lr"),
 ]

@@ -28,7 +28,7 @@ def _run(folder: Path, **options) -> tuple[Flow, FitResult]:
     torch.manual_seed(0)
     flow = Flow(glow((1, 4, 4), levels=2, steps=1, hidden_channels=8, dropout=0.2))
     # An epoch of 25 steps, each of which is evaluated.
-    options = {"levels": 17, "max_epochs": 4, "batch_size": 8, "progress_bar": False, **options}
+    options = {"grey_levels": 17, "max_epochs": 4, "batch_size": 8, "progress_bar": False, **options}
     return flow, fit(flow, DATA[:200], DATA[200:], out=folder, **options)
 
 
@@ -63,7 +63,7 @@ def test_a_loader_of_the_users_own_goes_on_in_the_same_order(tmp_path: Path) -> 
         torch.manual_seed(0)
         flow = Flow(glow((1, 4, 4), levels=2, steps=1, hidden_channels=8))
         loader = torch.utils.data.DataLoader(DATA, batch_size=50, shuffle=True)
-        fit(flow, loader, levels=17, max_epochs=3, out=folder, progress_bar=False, **options)
+        fit(flow, loader, grey_levels=17, max_epochs=3, out=folder, progress_bar=False, **options)
         return flow
 
     flow = run(tmp_path / "whole")
@@ -129,7 +129,7 @@ def test_other_options_can_not_be_resumed(tmp_path: Path) -> None:
 
 def test_other_data_or_another_flow_can_not_be_resumed(tmp_path: Path) -> None:
     """Neither a run that was interrupted nor one that has ended."""
-    options = {"levels": 17, "max_epochs": 1, "progress_bar": False, "out": tmp_path, "resume": True}
+    options = {"grey_levels": 17, "max_epochs": 1, "progress_bar": False, "out": tmp_path, "resume": True}
 
     def flow(steps: int = 1) -> Flow:
         return Flow(glow((1, 4, 4), levels=2, steps=steps, hidden_channels=8))

@@ -39,7 +39,8 @@ before = [id(p) for p in flow.parameters()]
 look = Look()
 torch.use_deterministic_algorithms(True)
 try:
-    result = fit(flow, data[:200], data[200:], levels=17, noise=noise, max_epochs=4, batch_size=32, out=name,
+    result = fit(flow, data[:200], data[200:], grey_levels=17, noise=noise, max_epochs=4, batch_size=32,
+                 out=name,
                  resume=True, sample_every=2, progress_bar=False,
                  callbacks=[look] + [Interrupt()] * interrupt, **options)
 except InterruptedError:
