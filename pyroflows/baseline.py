@@ -33,11 +33,12 @@ class Gaussian:
     tril: Tensor
 
     @classmethod
-    def fit(cls, table: Tensor) -> Gaussian:
+    def fit(cls, table: Tensor, weights: Tensor | None = None) -> Gaussian:
         """By maximum likelihood; with no more rows than columns shrunk as Ledoit and Wolf do.
 
         Args:
             table: `(N, D)`.
+            weights: The weight of each row, `(N,)`; by default all are 1.
 
         Raises:
             ValueError: A column has one value alone.
@@ -51,11 +52,14 @@ class Gaussian:
             [[1.0]]
         """
         table = table.detach().cpu().double()
-        loc, scale = table.mean(0), table.std(0, correction=0)
+        parts = torch.full((len(table),), 1 / len(table)) if weights is None else weights / weights.sum()
+        parts = parts.detach().cpu().double()[:, None]
+        loc = (parts * table).sum(0)
+        scale = (parts * (table - loc).square()).sum(0).sqrt()
         if not (scale > 0).all():
             raise ValueError(f"expected columns that vary in {len(table)} rows, got some that do not")
         standard = (table - loc) / scale
-        correlation = standard.T @ standard / len(table)
+        correlation = standard.T @ (parts * standard)
         tril, info = torch.linalg.cholesky_ex(correlation)
         if len(table) <= table.shape[1] or info != 0:
             with needs_fit_extra("the Gaussian of a table with few rows"):
@@ -73,6 +77,8 @@ class Gaussian:
         constant = self.tril.diagonal().log().sum() + len(self.loc) / 2 * math.log(2 * math.pi)
         return -0.5 * standard.square().sum(0) - constant
 
-    def score(self, table: Tensor) -> float:
-        """Mean negative log density, in nats: less is better."""
-        return -self.log_prob(table).mean().item()
+    def score(self, table: Tensor, weights: Tensor | None = None) -> float:
+        """Mean negative log density by the weights of the rows, in nats: less is better."""
+        log_prob = self.log_prob(table)
+        weights = torch.ones_like(log_prob) if weights is None else weights.to(log_prob)
+        return -((weights * log_prob).sum() / weights.sum()).item()

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.datasets import load
-from pyroflows.defaults import Defaults
+from pyroflows.datasets import Data, has_names, load
+from pyroflows.defaults import Defaults, crop_for
 
 with needs_fit_extra("the command line"):
     import typer
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-    from pyroflows.plotting import plot_samples
-    from pyroflows.runs import CHECKPOINT, METRICS, Run
-    from pyroflows.training import fit, score
+    from pyroflows.output import SAMPLES, SCORES, check_output, write_rows, write_samples
+    from pyroflows.runs import CHECKPOINT, LAST, METRICS, Run
+    from pyroflows.training import FitResult, fit
     from pyroflows.training.report import DRAWN
-    from pyroflows.training.trainer import LAST, is_main_process
+    from pyroflows.training.trainer import is_main_process
 
 __all__ = ["app", "main"]
 
@@ -35,185 +34,311 @@ app = typer.Typer(
 )
 
 _DATA_HELP = (
-    "'digits', 'moons', 'checkerboard', 'eight_gaussians', a .npz (x, or x_train and x_test) or .npy file, "
-    "or a folder of PNG or JPEG images"
+    "'digits', 'moons', 'checkerboard', 'eight_gaussians', a .csv, .tsv or .parquet table with a header, a "
+    ".npz (x, or x_train and x_test) or .npy file, or a folder of PNG or JPEG images"
 )
-
-
+_RUN_HELP = "Folder that `pyroflows fit` wrote, or a checkpoint in it, such as best.ckpt."
 _LOGGERS: dict[str, Callable[..., Logger]] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
+# The exit status of a command that Ctrl-C ended, as shells have it.
+_INTERRUPTED = 130
+
+
+def _option(panel: str) -> Callable[..., Any]:
+    """Options of a part of the help."""
+
+    def option(help: str, *names: str) -> Any:
+        return typer.Option(*names, help=help, rich_help_panel=panel)
+
+    return option
+
+
+_data, _flow, _fit, _output = map(_option, ("Data", "Flow", "Fit", "Output"))
+
+_Columns = Annotated[
+    list[str] | None, _data("Columns of a table that are taken, by name or number: a,b; may be repeated.")
+]
+_Key = Annotated[str | None, _data("Name of the array of a .npz file.")]
+_Crop = Annotated[bool, _data("Cut images evenly to a size that suits.", "--crop")]
+_DropAlpha = Annotated[bool, _data("Leave out the transparency of images.", "--drop-alpha")]
+_SkipBad = Annotated[bool, _data("Leave out a folder's images that can't be read.", "--skip-bad")]
+_Overwrite = Annotated[bool, _output("Replace what is there already.", "--overwrite")]
 
 
 @app.command("fit")
 def fit_command(
     data: Annotated[str, typer.Argument(help=_DATA_HELP)],
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default runs/DATA.")] = None,
-    max_epochs: Annotated[
-        int | None,
-        typer.Option(help="Largest number of passes over the data."),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Data in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Largest step size.")] = None,
-    coupling: Annotated[
-        str | None,
-        typer.Option(
-            help="additive, affine, spline or logistic_mixture (Flow++'s); by default affine for images and "
-            "small tables and spline for other tables."
-        ),
+    columns: _Columns = None,
+    key: _Key = None,
+    classes: Annotated[
+        bool,
+        _data("Fit a flow given the class: y of a .npz file, or the subfolders of a folder.", "--classes"),
+    ] = False,
+    grey_levels: Annotated[
+        int | None, _data("Number of values of a pixel; by default 256, and 65536 of 16 bits.")
     ] = None,
     dequantize: Annotated[
-        list[int] | None,
-        typer.Option(help="Column of a table, from 0, that gets noise of its own step; may be repeated."),
+        list[str] | None,
+        _data("Columns of a table, by name or number, that get noise of their own step; may be repeated."),
     ] = None,
+    crop: _Crop = False,
+    drop_alpha: _DropAlpha = False,
+    skip_bad: _SkipBad = False,
+    flow: Annotated[str, _flow("nice, realnvp or glow.")] = "glow",
+    levels: Annotated[int | None, _flow("Levels of an image's flow (Glow's L).")] = None,
+    steps: Annotated[
+        int | None, _flow("Steps of flow in each level (Glow's K); of nice and realnvp, couplings.")
+    ] = None,
+    hidden_channels: Annotated[int | None, _flow("Width of the networks of an image's flow.")] = None,
+    hidden_features: Annotated[
+        str | None, _flow("Widths of the hidden layers of a table's networks, as 64,64.")
+    ] = None,
+    coupling: Annotated[
+        str | None,
+        _flow(
+            "additive, affine, spline or logistic_mixture (Flow++'s); by default additive for nice, affine "
+            "for realnvp, images and small tables, and spline for other tables."
+        ),
+    ] = None,
+    max_epochs: Annotated[int | None, _fit("Largest number of passes over the data.")] = None,
+    batch_size: Annotated[int | None, _fit("Data in a step.")] = None,
+    lr: Annotated[float | None, _fit("Largest step size.")] = None,
     val_fraction: Annotated[
-        float, typer.Option(help="Part of the training data that tells when to stop; 0: fit to the end.")
+        float, _fit("Part of the training data that tells when to stop; 0: fit to the end.")
     ] = 0.1,
     patience: Annotated[
-        int,
-        typer.Option(
-            help="Epochs (of at least 5 steps) without a better held-out score after which the fit ends."
-        ),
+        int, _fit("Epochs (of at least 5 steps) without a better held-out score after which the fit ends.")
     ] = 15,
-    ema: Annotated[float | None, typer.Option(help="Decay of an average of the weights, as 0.999.")] = None,
-    precision: Annotated[str, typer.Option(help="Lightning's, as bf16-mixed.")] = "32-true",
-    accelerator: Annotated[str, typer.Option(help="cpu, gpu or what there is.")] = "auto",
-    devices: Annotated[int, typer.Option(help="Number of processes, each with its own batches.")] = 1,
-    strategy: Annotated[str, typer.Option(help="Lightning's, as ddp, or fsdp.")] = "auto",
+    ema: Annotated[float | None, _fit("Decay of an average of the weights, as 0.999.")] = None,
+    precision: Annotated[str, _fit("Lightning's, as bf16-mixed.")] = "32-true",
+    accelerator: Annotated[str, _fit("cpu, gpu or what there is.")] = "auto",
+    devices: Annotated[int, _fit("Number of processes, each with its own batches.")] = 1,
+    strategy: Annotated[str, _fit("Lightning's, as ddp, or fsdp.")] = "auto",
+    seed: Annotated[int, _fit("Of everything random.")] = 0,
+    out: Annotated[Path | None, _output("Folder of the results; by default runs/DATA.")] = None,
     sample_every: Annotated[
-        int | None, typer.Option(help="Write samples.png every so many epochs, not only at the end.")
+        int | None, _output("Write samples.png every so many epochs, not only at the end.")
     ] = None,
     log: Annotated[
-        str | None, typer.Option(help="Write the losses of the steps to OUT/log: csv or tensorboard.")
+        str | None, _output("Write the losses of the steps to OUT/log: csv or tensorboard.")
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out a folder's images that can't be read.")
+    resume: Annotated[
+        bool,
+        _output(
+            "Go on with the run in the folder; with a larger --max-epochs, with one that has ended.",
+            "--resume",
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
-    """Fit a Glow to DATA, and write the flow, pictures and metrics.json to a folder.
+    """Fit a flow to DATA, and write the flow, pictures and metrics.json to a folder.
 
     A part of the training data is held out. The fit ends when their score gets no better, and keeps the best
     weights. Data that come with a test part are scored on it.
     """
-    start = time.perf_counter()
-    dataset = load(data, skip_bad=skip_bad)
+    dataset = load(
+        data, columns=_split(columns), key=key, drop_alpha=drop_alpha, skip_bad=skip_bad, classes=classes
+    )
+    if crop:
+        dataset = crop_for(dataset, flow, levels)
     defaults = Defaults(dataset.train.shape[1:], len(dataset.train))
     options = defaults.options()
     for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size), ("lr", lr)):
         if value is not None:
             options[name] = value
     torch.manual_seed(seed)
-    flow = defaults.flow(coupling)
-    folder = Path("runs") / Path(data).stem if out is None else out
-    _make_folder(folder)
-    if not resume and (folder / LAST).exists() and not (folder / METRICS).exists():
-        raise ValueError(
-            f"{folder} holds a run that has not ended: go on with it by --resume, or choose another --out"
-        )
-    result = fit(
+    made = defaults.flow(
         flow,
-        dataset.train,
-        test_data=dataset.test,
-        val_fraction=val_fraction,
-        grey_levels=dataset.grey_levels,
-        dequantize=dequantize or (),
-        patience=patience,
-        ema=ema,
-        precision=precision,
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        seed=seed,
-        out=folder,
-        resume=resume,
-        sample_every=sample_every,
-        logger=_logger(log, folder),
-        **options,
+        levels=levels,
+        steps=steps,
+        hidden_channels=hidden_channels,
+        hidden_features=_sizes(hidden_features),
+        coupling=coupling,
+        context_dim=len(dataset.classes) if classes and dataset.classes else None,
     )
+    folder = Path("runs") / _stem(data) if out is None else out
+    try:
+        result = fit(
+            made,
+            dataset,
+            val_fraction=val_fraction,
+            grey_levels=grey_levels,
+            dequantize=_split(dequantize) or (),
+            patience=patience,
+            ema=ema,
+            precision=precision,
+            accelerator=accelerator,
+            devices=devices,
+            strategy=strategy,
+            seed=seed,
+            out=folder,
+            resume=resume,
+            overwrite=overwrite,
+            sample_every=sample_every,
+            logger=_logger(log, folder),
+            **options,
+        )
+    except KeyboardInterrupt:
+        if is_main_process():
+            _tell_of_interrupt(folder)
+        raise typer.Exit(_INTERRUPTED) from None
     if not is_main_process():
         return
     if dataset.skipped:
         names = ", ".join(file.name for file in dataset.skipped[:10])
         print(f"left out {len(dataset.skipped)} images that can't be read: {names}")
-    metrics = {
-        "unit": _unit(dataset.grey_levels),
-        "test_score": result.test_score,
-        "val_score": result.val_score,
-        "train_score": result.losses[-1],
-        "baseline_test_score": result.baseline_test_score,
-        "baseline_val_score": result.baseline_val_score,
-        "n_not_finite": result.n_not_finite,
-        "refit": result.refit,
-        "epochs": len(result.losses),
-        "skipped": len(dataset.skipped),
-        "fit_seconds": round(result.seconds, 1),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    Run(flow, dataset.grey_levels, result.grid, result.baseline).save(folder, metrics)
-    for line in _told(metrics):
+    for line in _told(result):
         print(line)
     print(f"wrote {CHECKPOINT}, {METRICS}, checkpoints and pictures to {folder}")
 
 
 @app.command()
 def sample(
-    run: Annotated[Path, typer.Argument(help="Folder that `pyroflows fit` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write.")] = Path("samples.png"),
+    run: Annotated[Path, typer.Argument(help=_RUN_HELP)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="File to write: .csv, .parquet or .npy, a picture such as .png or .pdf, or, without an "
+            "ending, a folder of PNG images.",
+        ),
+    ] = Path("samples.png"),
     n: Annotated[int, typer.Option("-n", help="Number of samples.", min=1)] = 64,
+    label: Annotated[
+        str | None, typer.Option("--class", help="Class of the samples; by default each in turn.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="The base's scale is multiplied by this.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    overwrite: _Overwrite = False,
 ) -> None:
-    """Draw samples from a fitted flow."""
+    """Draw samples from a fitted flow, and write them to a file or a folder."""
     loaded = Run.load(run)
+    check_output(output, SAMPLES, overwrite=overwrite)
     torch.manual_seed(seed)
-    samples = loaded.draw(n, temperature)
-    plot_samples(samples, output, grey_levels=loaded.grey_levels)
+    samples = write_samples(loaded, output, n, temperature, label=label)
     bad = int((~samples.isfinite()).flatten(1).any(1).sum())
     print(f"wrote {n} samples to {output}" + (f", {bad} of which are not finite" if bad else ""))
 
 
 @app.command("score")
 def score_command(
-    run: Annotated[Path, typer.Argument(help="Folder that `pyroflows fit` wrote.")],
+    run: Annotated[Path, typer.Argument(help=_RUN_HELP)],
     data: Annotated[str, typer.Argument(help=_DATA_HELP + "; of data with a held-out part, that part")],
+    columns: _Columns = None,
+    key: _Key = None,
+    crop: _Crop = False,
+    drop_alpha: _DropAlpha = False,
+    skip_bad: _SkipBad = False,
+    per_row: Annotated[
+        bool,
+        typer.Option(
+            "--per-row", help="Write the log density of each row, in nats: the lowest are the outliers."
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="File of --per-row: .csv, .parquet or .npy; by default the screen."
+        ),
+    ] = None,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Print the mean negative log density of DATA under a fitted flow: less is better.
 
     The unit is bits per dimension for images and nats for tables.
     """
     loaded = Run.load(run)
-    dataset = load(data)
-    torch.manual_seed(0)
-    rows = dataset.train if dataset.test is None else dataset.test
-    value = score(loaded.flow, rows, grey_levels=loaded.grey_levels, grid=loaded.grid)
-    print(f"{value:.4f} {_unit(loaded.grey_levels).replace('_', ' ')}")
+    if output is not None:
+        if not per_row:
+            raise ValueError(f"expected --per-row with --output {output}: a mean score is only printed")
+        check_output(output, SCORES, overwrite=overwrite)
+    chosen: Sequence[str | int] | None = _split(columns)
+    if chosen is None and loaded.names is not None and has_names(data):
+        chosen = loaded.names
+    dataset = load(
+        data,
+        columns=chosen,
+        key=key,
+        drop_alpha=drop_alpha,
+        skip_bad=skip_bad,
+        classes=loaded.classes is not None,
+    )
+    if crop:
+        dataset = dataset.crop(*loaded.flow.transform.event_shape[1:])
+    is_test = dataset.test is not None
+    rows, files = (dataset.test, dataset.test_files) if is_test else (dataset.train, dataset.files)
+    assert rows is not None
+    labels = _labels(dataset, dataset.test_labels if is_test else dataset.train_labels, loaded)
+    log_prob = loaded.log_prob(rows, labels=labels)
+    if per_row:
+        table = {"row": range(len(rows)), "file": files, "class": labels, "log_prob": log_prob}
+        present = {name: values for name, values in table.items() if values is not None}
+        write_rows({name: [*map(str, v)] if name == "file" else v for name, v in present.items()}, output)
+    if per_row and output is None:
+        return
+    bad = int((~log_prob.isfinite()).sum())
+    value = loaded.in_unit(-log_prob.double().mean()).item()
+    print(f"{value:.4f} {loaded.unit}" + (f", with {bad} rows that are not finite" if bad else ""))
     if loaded.baseline is not None:
         print(f"{loaded.baseline.score(rows):.4f} nats, by a Gaussian that was fitted to the same table")
+    if output is not None:
+        print(f"wrote the log densities of {len(rows)} rows, in nats, to {output}")
 
 
-def _unit(grey_levels: int | None) -> str:
-    return "nats" if grey_levels is None else "bits_per_dim"
+def _labels(dataset: Data, labels: torch.Tensor | None, run: Run) -> list[str] | None:
+    """The name of each datum's class, if the flow is conditional on classes."""
+    if run.classes is None:
+        return None
+    if labels is None or dataset.classes is None:
+        raise ValueError("expected a class of each datum, as the flow was fitted with --classes, got none")
+    return [dataset.classes[i] for i in labels.tolist()]
 
 
-def _told(metrics: dict[str, Any]) -> Iterator[str]:
+def _split(values: list[str] | None) -> list[str] | None:
+    """Names that are separated by commas, in options that may be repeated."""
+    return None if values is None else [name for value in values for name in value.split(",")]
+
+
+def _sizes(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise ValueError(f"expected --hidden-features as whole numbers such as 64,64, got {text!r}") from None
+
+
+def _stem(data: str) -> str:
+    return Path(data).resolve().stem.removesuffix(".csv").removesuffix(".tsv")
+
+
+def _tell_of_interrupt(folder: Path) -> None:
+    if (folder / LAST).exists():
+        print("pyroflows: stopped: the same command with --resume goes on from here", file=sys.stderr)
+    else:
+        print("pyroflows: stopped before the end of the first epoch: nothing was kept", file=sys.stderr)
+
+
+def _told(result: FitResult) -> Iterator[str]:
     """The scores of a fit, in lines."""
-    unit = metrics["unit"].replace("_", " ")
-    for part in ("test", "val"):
-        score, baseline = metrics[f"{part}_score"], metrics[f"baseline_{part}_score"]
-        if score is not None:
-            line = f"{_PARTS[part]}: {score:.3f} {unit}, less is better"
-            yield line if baseline is None else f"{line} (a Gaussian: {baseline:.3f})"
-    held_out = next((part for part in ("test", "val") if metrics[f"{part}_score"] is not None), None)
-    baseline = None if held_out is None else metrics[f"baseline_{held_out}_score"]
-    if baseline is not None and metrics[f"{held_out}_score"] > baseline:
+    scores = [
+        ("test data", result.test_score, result.baseline_test_score),
+        (
+            "held-out part of the training data, which chose the weights",
+            result.val_score,
+            result.baseline_val_score,
+        ),
+    ]
+    # What chose nothing comes first, and decides.
+    held_out = [(part, score, baseline) for part, score, baseline in scores if score is not None]
+    for part, score, baseline in held_out:
+        line = f"{part}: {score:.3f} {result.run.unit}, less is better"
+        yield line if baseline is None else f"{line} (a Gaussian: {baseline:.3f})"
+    if held_out and held_out[0][2] is not None and held_out[0][1] > held_out[0][2]:
         yield "the flow is worse than a Gaussian: try a lower --lr, --coupling affine, or more data"
-    if metrics["refit"]:
+    if result.refit:
         yield "then the flow was fitted once more to all rows, by as many steps"
-    yield f"{metrics['n_not_finite']} of {DRAWN} samples are not finite, after {metrics['seconds']} s"
-
-
-# What chose nothing comes first.
-_PARTS = {"test": "test data", "val": "held-out part of the training data, which chose the weights"}
+    yield f"{result.n_not_finite} of {DRAWN} samples are not finite, after {result.seconds:.1f} s"
 
 
 def _logger(kind: str | None, folder: Path) -> Logger | bool:
@@ -227,20 +352,13 @@ def _logger(kind: str | None, folder: Path) -> Logger | bool:
         raise ValueError(f"--log {kind} needs a package that is not installed: {error}") from None
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"expected a folder to write to as --out, got {folder}: {error.strerror}") from None
-
-
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit status 2."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"pyroflows: {message}", file=sys.stderr)
             app()
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         print(f"pyroflows: {error}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:

@@ -1,18 +1,22 @@
-"""Which flow, and which step size and batches, suit data of a size: what the command line takes."""
+"""Which flow, step size and batches suit data of a size: for the command line and `FlowDensity`."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Size
 
+from pyroflows.datasets import Data
 from pyroflows.distributions import Flow
-from pyroflows.transforms import glow
+from pyroflows.transforms import glow, nice, realnvp
+from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.elementwise import ElementwiseMap
 
-__all__ = ["Defaults"]
+__all__ = ["Defaults", "crop_for"]
 
 # Rows from which a table gets a larger flow.
 _MANY = 2000
@@ -20,6 +24,34 @@ _MANY = 2000
 # affine couplings: 188 rows of 2 columns 13.83, 13.22; 160 of 5 columns 7.43, 7.11; 274 of 4 columns 15.29,
 # 15.43; 143 of 13 columns 19.8, 21.3.
 _FEW, _MANY_COLUMNS = 250, 10
+
+_SYSTEMS: dict[str, Callable[..., FlowTransform]] = {"nice": nice, "realnvp": realnvp, "glow": glow}
+
+# Levels of each system that do not halve an image.
+_UNSQUEEZED = {"glow": 0, "realnvp": 1}
+
+
+def crop_for(data: Data, system: str = "glow", levels: int | None = None) -> Data:
+    """Cut images evenly to the nearest size that a system's levels can halve.
+
+    Args:
+        data: Images.
+        system: `"nice"`, which takes any size, `"realnvp"` or `"glow"`.
+        levels: Its levels; by default one.
+
+    Raises:
+        ValueError: The data are no images, or are too small.
+
+    Example:
+        >>> import torch
+        >>> from pyroflows.datasets import Data
+        >>> crop_for(Data(torch.zeros(4, 1, 9, 13), None, 256)).train.shape
+        torch.Size([4, 1, 8, 12])
+    """
+    halvings = (levels or 1) - _UNSQUEEZED[system] if system in _UNSQUEEZED else 0
+    unit = 2 ** max(halvings, 0)
+    height, width = data.train.shape[-2:]
+    return data.crop(height // unit * unit, width // unit * unit)
 
 
 @dataclass(frozen=True)
@@ -43,16 +75,42 @@ class Defaults:
     def is_table(self) -> bool:
         return len(self.event_shape) == 1
 
-    def flow(self, coupling: str | ElementwiseMap | None = None) -> Flow:
-        """A Glow."""
-        if self.is_table:
-            columns = self.event_shape.numel()
-            if coupling is None and self.rows < _FEW and columns < _MANY_COLUMNS:
-                coupling = "affine"
-            # With two more steps 5,701 rows of 5 columns gained 0.17 nats.
-            steps = 4 if self.rows < _MANY and coupling != "affine" else 6
-            return Flow(glow(self.event_shape, steps=steps, dropout=self._dropout, coupling=coupling))
-        return Flow(glow(self.event_shape, steps=8, hidden_channels=64, dropout=0.2, coupling=coupling))
+    def flow(self, system: str = "glow", **options: Any) -> Flow:
+        """A flow for such data.
+
+        Args:
+            system: `"nice"`, `"realnvp"` or `"glow"`.
+            options: Keywords of the system; `None` stands for what suits the data.
+
+        Raises:
+            ValueError: There is no such system, or it does not have such an option for such data.
+        """
+        if system not in _SYSTEMS:
+            raise ValueError(f"expected the flow to be one of {sorted(_SYSTEMS)}, got {system!r}")
+        options = {name: value for name, value in options.items() if value is not None}
+        unsuited = "hidden_channels" if self.is_table else "hidden_features"
+        known = set(inspect.signature(_SYSTEMS[system]).parameters) - {"event_shape"}
+        if system != "nice":
+            known -= {unsuited}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            kind = "tables" if self.is_table else "images"
+            raise ValueError(
+                f"{system} of {kind} has no option {unknown[0]}: choose among {sorted(known)} or another flow"
+            )
+        if system == "glow":
+            options = {**self._glow(options.get("coupling")), **options}
+        return Flow(_SYSTEMS[system](self.event_shape, **options))
+
+    def _glow(self, coupling: str | ElementwiseMap | None) -> dict[str, Any]:
+        """Keywords of `glow`."""
+        if not self.is_table:
+            return {"steps": 8, "hidden_channels": 64, "dropout": 0.2}
+        if coupling is None and self.rows < _FEW and self.event_shape.numel() < _MANY_COLUMNS:
+            coupling = "affine"
+        # With two more steps 5,701 rows of 5 columns gained 0.17 nats.
+        steps = 4 if self.rows < _MANY and coupling != "affine" else 6
+        return {"steps": steps, "dropout": self._dropout, "coupling": coupling}
 
     def options(self) -> dict[str, Any]:
         """Keywords of `fit`."""

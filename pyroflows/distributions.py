@@ -213,7 +213,7 @@ class Flow(PyroModule):
         """
         from pyroflows.saving import load_flow
 
-        return load_flow(path)[0]
+        return load_flow(path)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # `fit` puts the transform into a `Standardize`; so does the state of a flow that was fitted.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ from torch import Tensor
 from pyroflows._extras import needs_fit_extra
 from pyroflows._renamed import renamed
 from pyroflows.distributions import Flow
+from pyroflows.state import write_file
 
 with needs_fit_extra("pyroflows.plotting"):
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-__all__ = ["plot_density", "plot_losses", "plot_posterior", "plot_samples"]
+__all__ = ["PICTURES", "plot_density", "plot_losses", "plot_posterior", "plot_samples"]
 
+# Endings of pictures.
+PICTURES = tuple(f".{name}" for name in FigureCanvasAgg.get_supported_filetypes())
 # A corner plot of more dimensions would be unreadable.
 _CORNER = 6
 _SCATTERED = 1000
@@ -32,7 +36,12 @@ _NOT_FINITE = torch.tensor([1.0, 0.0, 1.0]).double()
 
 @renamed(levels="grey_levels")
 def plot_samples(
-    samples: Tensor, path: str | Path, *, real: Tensor | None = None, grey_levels: int | None = None
+    samples: Tensor,
+    path: str | Path,
+    *,
+    real: Tensor | None = None,
+    grey_levels: int | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write a picture of samples: a grid of images beside real ones, a corner plot of points over real ones.
 
@@ -42,6 +51,7 @@ def plot_samples(
         path: The file, whose ending gives its format.
         real: Real data of the same shape, as many or more.
         grey_levels: Number of grey levels of integer images; reals are taken to be in [0, 1].
+        names: Names of the points' columns; by default their numbers.
 
     Raises:
         ValueError: The samples are neither images nor points, or the file's format is unknown.
@@ -61,7 +71,7 @@ def plot_samples(
         # The fewer points are in front, where the others don't hide them.
         ordered = sorted(panels.items(), key=lambda item: (-len(item[1]), item[0]))
         points = {title: panel[:, :columns] for title, panel in ordered}
-        _save(_corner(points, [f"column {i}" for i in range(columns)]), path)
+        _save(_corner(points, _column_names(names, columns)), path)
         return
     figure = _figure(4.5 * len(panels), 4.8)
     for i, (title, images) in enumerate(panels.items()):
@@ -162,7 +172,14 @@ def plot_losses(
     _save(figure, path)
 
 
-def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resolution: int = 200) -> Axes:
+def plot_density(
+    flow: Flow,
+    data: Tensor,
+    axes: Axes | None = None,
+    *,
+    resolution: int = 200,
+    names: Sequence[str] | None = None,
+) -> Axes:
     """Draw the learned density of a flow of one or two dimensions, with the data over it.
 
     Args:
@@ -170,6 +187,7 @@ def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resoluti
         data: `(N, 1)` or `(N, 2)`, which give the picture's limits.
         axes: Where to draw; a new figure if not given.
         resolution: Points along each side.
+        names: Names of the columns; by default their numbers.
 
     Raises:
         ValueError: The flow is not one of one or two dimensions.
@@ -190,13 +208,16 @@ def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resoluti
         torch.linspace(a, b, resolution, dtype=data.dtype, device=data.device)
         for a, b in zip((low - margin).tolist(), (high + margin).tolist(), strict=True)
     )
+    labels = _column_names(names, event_shape[0])
     axes.set_title("learned density")
     if not others:
         with torch.no_grad():
             density = flow().log_prob(x[:, None]).exp().cpu().numpy()
         axes.set_title(_counted("learned density", torch.from_numpy(density)))
-        axes.hist(data[:, 0].cpu().numpy(), bins=50, density=True, color="lightgray")
-        axes.plot(x.cpu().numpy(), density)
+        axes.hist(data[:, 0].cpu().numpy(), bins=50, density=True, color="lightgray", label="data")
+        axes.plot(x.cpu().numpy(), density, label="flow")
+        axes.set(xlabel=labels[0], ylabel="density")
+        axes.legend()
         return axes
     (y,) = others
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
@@ -206,18 +227,26 @@ def plot_density(flow: Flow, data: Tensor, axes: Axes | None = None, *, resoluti
     axes.set_facecolor("magenta")
     axes.set_title(_counted("learned density", torch.from_numpy(density).flatten()))
     masked = np.ma.masked_invalid(density)
-    axes.pcolormesh(x.cpu().numpy(), y.cpu().numpy(), masked, cmap="magma", shading="auto", rasterized=True)
+    mesh = axes.pcolormesh(
+        x.cpu().numpy(), y.cpu().numpy(), masked, cmap="magma", shading="auto", rasterized=True
+    )
     points = data.cpu().numpy()
     axes.scatter(points[:, 0], points[:, 1], s=2, c="white", alpha=0.35, linewidths=0)
-    axes.set_aspect("equal")
+    axes.set(xlabel=labels[0], ylabel=f"{labels[1]} (dots: data)")
+    axes.figure.colorbar(mesh, ax=axes, label="density")
     return axes
 
 
-def save_density(flow: Flow, data: Tensor, path: str | Path) -> None:
+def save_density(flow: Flow, data: Tensor, path: str | Path, names: Sequence[str] | None = None) -> None:
     """Write the picture of `plot_density`."""
-    figure = _figure(4.5, 4.5)
-    plot_density(flow, data, figure.add_subplot())
+    figure = _figure(5.2, 4.5)
+    plot_density(flow, data, figure.add_subplot(), names=names)
     _save(figure, path)
+
+
+def _column_names(names: Sequence[str] | None, columns: int) -> list[str]:
+    # A dollar sign would begin a formula.
+    return [f"column {i}" if names is None else names[i].replace("$", r"\$") for i in range(columns)]
 
 
 def _grid(images: Tensor, grey_levels: int | None) -> Tensor:
@@ -332,9 +361,10 @@ def _figure(width: float, height: float) -> Figure:
 
 def _save(figure: Figure, path: str | Path) -> None:
     path = Path(path)
-    formats = figure.canvas.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in formats:
-        raise ValueError(f"expected a picture to end in one of {sorted(formats)}, got {path}")
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(f"expected a picture to end in one of {sorted(PICTURES)}, got {path}")
     if not path.parent.is_dir():
         raise ValueError(f"expected a folder to write {path.name} to, got {path.parent}, which is not there")
-    figure.savefig(path, dpi=120)
+    content = BytesIO()
+    figure.savefig(content, dpi=120, format=path.suffix.lstrip(".").lower())
+    write_file(path, content.getvalue())

@@ -1,23 +1,34 @@
-"""A run's folder: a fitted flow, and how well it did."""
+"""A fitted flow with what belongs to it: scores, samples, and the folder of a run."""
 
 from __future__ import annotations
 
-import json
+import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pyroflows._renamed import renamed
 from pyroflows.baseline import Gaussian
 from pyroflows.distributions import Dequantized, Flow
-from pyroflows.saving import load_flow, save_flow
-from pyroflows.state import write_file
+from pyroflows.rows import AnyRows, Batch, as_rows, check_data, device_of, in_batches
+from pyroflows.saving import build_flow, flow_config, save_flow
+from pyroflows.state import damaged, read_state
 from pyroflows.tables import Grid
 
-__all__ = ["Run"]
+__all__ = ["BEST", "CHECKPOINT", "LAST", "METRICS", "Run"]
 
 CHECKPOINT, METRICS = "flow.safetensors", "metrics.json"
+# The checkpoints of a fit.
+LAST, BEST = "last.ckpt", "best.ckpt"
+# Values that are drawn at once: 4 MB of float32. A flow's networks take some hundred times as much.
+_AT_ONCE = 2**20
+# Data that are scored at once, as in a fit's validation.
+_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -27,60 +38,270 @@ class Run:
     Attributes:
         flow: The flow.
         grey_levels: Number of grey levels of integer data; `None` for reals.
+        noise: The conditional flow of the dequantization noise; `None` for uniform noise.
         grid: The grid of the columns of a table that were dequantized.
         baseline: The Gaussian that was fitted to the same table.
+        names: Names of the columns of a table.
+        classes: Names of the classes that are the flow's contexts, one-hot.
+
+    Example:
+        >>> from pyroflows import Flow, realnvp
+        >>> run = Run(Flow(realnvp(2)), names=("height", "weight"))
+        >>> run.sample(5).shape, run.log_prob(torch.zeros(3, 2)).shape
+        (torch.Size([5, 2]), torch.Size([3]))
     """
 
     flow: Flow
-    grey_levels: int | None
+    grey_levels: int | None = None
+    noise: Flow | None = None
     grid: Grid | None = None
     baseline: Gaussian | None = None
+    names: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
 
-    def sample(self, n: int, temperature: float = 1.0) -> Tensor:
+    @property
+    def unit(self) -> str:
+        """The unit of scores: `"nats"`, or `"bits per dim"` for integer data."""
+        return "nats" if self.grey_levels is None else "bits per dim"
+
+    def reals(self, batch: Batch) -> Tensor:
+        """The data as the flow sees them: integers and columns on a grid with a draw of noise."""
+        if self.grey_levels is not None:
+            return self._of_integers(batch.context).dequantize(batch.data)
+        data = batch.data
+        if not self.flow.transform._takes_any_dtype:
+            data = data.to(next(self.flow.parameters()).dtype)
+        return data if self.grid is None else self.grid.blur(data)
+
+    def log_density(self, batch: Batch) -> Tensor:
+        """Log density of each datum in nats, `(N,)`, by one draw of the noise; for training."""
+        if self.grey_levels is None:
+            return self.flow(batch.context).log_prob(self.reals(batch))
+        return self._of_integers(batch.context).log_prob(batch.data)
+
+    def log_prob(
+        self,
+        data: Any,
+        *,
+        labels: Sequence[Any] | None = None,
+        context: Any = None,
+        draws: int = 10,
+        seed: int = 0,
+    ) -> Tensor:
+        r"""Log density of each datum, `(N,)`, in nats: the lowest are the outliers.
+
+        For integer data it is a lower bound of the log probability, and for columns on a grid of the log
+        density, by the mean over draws of the dequantization noise.
+
+        Args:
+            data: `(N, *event_shape)`: a tensor, an array, or a pandas or polars frame, whose columns are
+                found by their names; a `Dataset` or a `DataLoader`.
+            labels: The class of each datum, by its name, if the flow is conditional on classes.
+            context: Each datum's context, `(N, *context_shape)`, of a flow without classes.
+            draws: Number of draws of the noise.
+            seed: Seed of the noise.
+
+        Raises:
+            ValueError: The data are not of the flow's shape or are not finite, a column is missing, or there
+                is no such class.
+        """
+        if labels is not None:
+            context = self._one_hot(labels)
+        rows = as_rows(data, context, self.grey_levels, names=self.names)
+        check_data(self.flow, rows, self.grey_levels, self.noise)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self.log_prob_of_rows(rows, draws)
+
+    @torch.no_grad()
+    def log_prob_of_rows(self, rows: AnyRows, draws: int = 10) -> Tensor:
+        """As `log_prob`, of rows that were checked, by the random numbers that come."""
+        self.flow.eval()
+        if self.noise is not None:
+            self.noise.eval()
+        device = device_of(self.flow)
+        repeats = 1 if self.grey_levels is None and self.grid is None else draws
+        total: Tensor | None = None
+        for _ in range(repeats):
+            each = torch.cat([self.log_density(batch.to(device)) for batch in in_batches(rows, _BATCH)])
+            total = each if total is None else total + each
+        assert total is not None
+        return total / repeats
+
+    def score_rows(self, rows: AnyRows, draws: int = 10) -> float:
+        """The mean negative log density of rows that were checked, by their weights, in `unit`."""
+        log_prob = self.log_prob_of_rows(rows, draws).double()
+        weights = getattr(rows, "weights", None)
+        weights = torch.ones_like(log_prob) if weights is None else weights.to(log_prob)
+        return self.in_unit(-(weights * log_prob).sum() / weights.sum()).item()
+
+    def in_unit(self, nats: Tensor) -> Tensor:
+        """Nats of a datum in the run's unit."""
+        if self.grey_levels is None:
+            return nats
+        return nats / (self.flow.transform.event_shape.numel() * math.log(2))
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, temperature: float = 1.0, *, label: Any = None, context: Tensor | None = None
+    ) -> Tensor:
         """Data, `(n, *event_shape)`: integers if it has grey levels, on the grid if it has one.
+
+        Args:
+            n: Number of samples.
+            temperature: The base's scale is multiplied by this.
+            label: The class of the samples, by its name; by default each class in turn.
+            context: The context of each sample, `(n, *context_shape)`, of a flow without classes.
 
         Raises:
             FloatingPointError: A sample that should be of integers is not finite.
+            ValueError: There is no such class, or a context is missing.
         """
+        parts = self._distributions(n, temperature, label, context)
         if self.grey_levels is not None:
-            return Dequantized(self.flow(temperature=temperature), self.grey_levels).sample((n,))
-        x = self.flow(temperature=temperature).sample((n,))
+            grey_levels = self.grey_levels
+            return torch.cat([Dequantized(part, grey_levels).sample(shape) for part, shape in parts])
+        x = torch.cat([part.sample(shape) for part, shape in parts])
         return x if self.grid is None else self.grid.round(x)
 
-    def draw(self, n: int, temperature: float = 1.0) -> Tensor:
+    @torch.no_grad()
+    def draw(self, n: int, temperature: float = 1.0, *, label: Any = None) -> Tensor:
         """Samples to look at: as `sample`, but always of reals, which may be not finite."""
         if self.grey_levels is None:
-            return self.sample(n, temperature)
-        return Dequantized(self.flow(temperature=temperature), self.grey_levels).sample_reals((n,))
+            return self.sample(n, temperature, label=label)
+        grey_levels, parts = self.grey_levels, self._distributions(n, temperature, label, None)
+        return torch.cat([Dequantized(part, grey_levels).sample_reals(shape) for part, shape in parts])
 
-    def save(self, folder: Path, metrics: dict[str, Any]) -> None:
-        """Write the flow and its metrics, each under a temporary name first, so that none is ever half."""
-        extra = {
+    def _distributions(self, n: int, temperature: float, label: Any, context: Tensor | None) -> list[Any]:
+        """Distributions and sample shapes that give `n` samples together, a part at a time."""
+        if label is not None or (context is None and self.classes is not None):
+            classes = self.classes or ()
+            names = [label] * n if label is not None else [classes[i % len(classes)] for i in range(n)]
+            context = self._one_hot(names)
+        at_once = max(1, _AT_ONCE // self.flow.transform.event_shape.numel())
+        sizes = [min(at_once, n - start) for start in range(0, n, at_once)]
+        if context is None:
+            together = self.flow(temperature=temperature)
+            return [(together, (size,)) for size in sizes]
+        given = context.to(device_of(self.flow)).split(at_once)
+        return [(self.flow(part, temperature=temperature), ()) for part in given]
+
+    def _of_integers(self, context: Tensor | None) -> Dequantized:
+        assert self.grey_levels is not None
+        return Dequantized(self.flow(context), self.grey_levels, self.noise)
+
+    def _one_hot(self, labels: Sequence[Any]) -> Tensor:
+        """The contexts of classes by their names."""
+        if self.classes is None:
+            raise ValueError(
+                "expected no class, as this flow is not conditional on classes: fit it with some"
+            )
+        numbers = {name: i for i, name in enumerate(self.classes)}
+        unknown = sorted({str(label) for label in labels} - set(numbers))
+        if unknown:
+            raise ValueError(f"expected classes among {list(self.classes)}, got {unknown[0]!r}")
+        one_hot = torch.eye(len(self.classes), dtype=next(self.flow.parameters()).dtype)
+        return one_hot[[numbers[str(label)] for label in labels]]
+
+    def config(self) -> dict[str, Any]:
+        """What the run is made of, without its weights: plain values, for a checkpoint.
+
+        Raises:
+            ValueError: The flow is not put together from pyroflows' own classes.
+        """
+        noise = None if self.noise is None else flow_config(self.noise)
+        return {"flow": flow_config(self.flow), "noise": noise, "extra": self._extra()}
+
+    def _extra(self) -> dict[str, Any]:
+        return {
             "grey_levels": self.grey_levels,
             "grid": _fields(self.grid),
             "baseline": _fields(self.baseline),
+            "names": self.names,
+            "classes": self.classes,
         }
-        save_flow(self.flow, folder / CHECKPOINT, extra)
-        write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())
 
-    @classmethod
-    def load(cls, folder: str | Path) -> Run:
-        """Read a run from its folder.
+    def save(self, folder: str | Path) -> None:
+        """Write `flow.safetensors` to a folder, under a temporary name first, so that it is never half.
 
         Raises:
-            ValueError: There is no checkpoint, or it is not one of pyroflows'.
+            ValueError: The flow is not put together from pyroflows' own classes, or can't be written.
         """
-        path = Path(folder) / CHECKPOINT
-        if not path.is_file():
-            raise ValueError(f"expected the folder of a run, with a {CHECKPOINT} in it, got {str(folder)!r}")
-        flow, extra = load_flow(path)
+        extra = self._extra()
+        if self.noise is not None:
+            extra["noise"] = {"flow": flow_config(self.noise), "weights": dict(self.noise.state_dict())}
+        save_flow(self.flow, Path(folder) / CHECKPOINT, extra)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Read a run from its folder, its `flow.safetensors`, or a checkpoint of its fit.
+
+        A folder without `flow.safetensors` is that of a run that has not ended: the best checkpoint so far
+        is read, or the last, with a warning.
+
+        Args:
+            path: A folder, or a file such as `best.ckpt`.
+
+        Raises:
+            ValueError: There is no run, or it is damaged or made of classes that are not pyroflows'.
+        """
+        file = Path(path)
+        if file.is_dir():
+            found = [file / name for name in (CHECKPOINT, BEST, LAST) if (file / name).is_file()]
+            if not found:
+                raise ValueError(
+                    f"expected the folder of a run, with a {CHECKPOINT} in it, or a file such as {BEST}, "
+                    f"got {str(path)!r}"
+                )
+            if found[0].name != CHECKPOINT:
+                warnings.warn(
+                    f"the run in {path} has not ended, so its {found[0].name} is read: go on with it by "
+                    "--resume (resume=True)",
+                    stacklevel=2,
+                )
+            file = found[0]
+        state = read_state(file)
+        if "state_dict" in state and state.get("run") is None:
+            raise ValueError(
+                f"{file} does not tell what its flow is made of, which has classes that are not pyroflows': "
+                "build it again, and resume the fit"
+            )
+        try:
+            if "state_dict" in state:
+                return cls._of_checkpoint(state["run"], state["state_dict"])
+            return cls._of_parts(state["flow"], state["weights"], state["extra"].get("noise"), state["extra"])
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise damaged(file, error) from None
+
+    @classmethod
+    def _of_checkpoint(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Run:
+        noise = None
+        if config["noise"] is not None:
+            noise = {"flow": config["noise"], "weights": _below("noise.", weights)}
+        return cls._of_parts(config["flow"], _below("model.", weights), noise, config["extra"])
+
+    @classmethod
+    def _of_parts(
+        cls, config: dict[str, Any], weights: dict[str, Tensor], noise: Any, extra: dict[str, Any]
+    ) -> Run:
         grid, baseline = extra.get("grid"), extra.get("baseline")
         return cls(
-            flow,
+            build_flow(config, weights),
+            # Files of before the grey levels had this name.
             extra.get("grey_levels", extra.get("levels")),
-            None if grid is None else Grid(**grid),
-            None if baseline is None else Gaussian(**baseline),
+            noise=None if noise is None else build_flow(noise["flow"], noise["weights"]),
+            grid=None if grid is None else Grid(**grid),
+            baseline=None if baseline is None else Gaussian(**baseline),
+            names=extra.get("names"),
+            classes=extra.get("classes"),
         )
+
+
+Run.__init__ = renamed(levels="grey_levels")(Run.__init__)  # type: ignore[method-assign]
+
+
+def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _fields(value: Grid | Gaussian | None) -> dict[str, Tensor] | None:

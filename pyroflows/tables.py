@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Grid", "check_table"]
+__all__ = ["Grid", "check_table", "column_numbers"]
 
 # Columns that differ by less than this, in units of their spread, are the same: float32 rounds by 1e-7.
 _SAME = 1e-5
@@ -21,13 +21,41 @@ _FAR = 30.0
 _WHOLE = 2.0**24
 
 
-def check_table(table: Tensor, names: Sequence[str] | None = None, *, gridded: Sequence[int] = ()) -> None:
+def column_numbers(
+    columns: Sequence[int | str], size: int, names: Sequence[str] | None = None
+) -> tuple[int, ...]:
+    """The numbers of columns that are given by number or by name.
+
+    Raises:
+        ValueError: There is no such column.
+    """
+    numbers = {str(name): i for i, name in enumerate(names or ())}
+    found = []
+    for column in columns:
+        if str(column) in numbers:
+            found.append(numbers[str(column)])
+        elif str(column).lstrip("-").isdigit() and -size <= int(column) < size:
+            found.append(int(column) % size)
+        else:
+            there = f"a column of 0 to {size - 1}" if names is None else f"one of the columns {list(names)}"
+            raise ValueError(f"expected {there}, got {column!r}")
+    return tuple(found)
+
+
+def check_table(
+    table: Tensor,
+    names: Sequence[str] | None = None,
+    *,
+    gridded: Sequence[int] = (),
+    stacklevel: int = 2,
+) -> None:
     """Refuse columns that have no density, and warn of those that are fitted as reals.
 
     Args:
         table: `(N, D)`, finite.
         names: Names of the columns; by default their numbers.
         gridded: Numbers of the columns that are dequantized, of which no warning is needed.
+        stacklevel: Where a warning points to, as that of `warnings.warn`.
 
     Raises:
         ValueError: A column is constant, or two are the same up to a shift and a scale.
@@ -58,7 +86,7 @@ def check_table(table: Tensor, names: Sequence[str] | None = None, *, gridded: S
             warnings.warn(
                 f"each of {_called(involved, names)} follows from the others, so there is no joint density: "
                 "leave one of them out",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
     whole = ((table == table.round()) & (table.abs() < _WHOLE)).all(0).nonzero().flatten().tolist()
     whole = [column for column in whole if column not in gridded]
@@ -66,7 +94,7 @@ def check_table(table: Tensor, names: Sequence[str] | None = None, *, gridded: S
         warnings.warn(
             f"whole numbers in {_called(whole, names)} are fitted as reals: dequantize a column if its "
             "few values matter, as a flow may put spikes at them",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -86,6 +114,26 @@ def _called(columns: Sequence[int], names: Sequence[str] | None) -> str:
     return f"{word} " + ", ".join(str(i) if names is None else f"{names[i]!r}" for i in columns)
 
 
+def _common_step(column: Tensor) -> float:
+    """The largest number of which all differences are multiples, up to rounding; 0 if there is none."""
+    values = column.double().unique()
+    if len(values) == 1:
+        return 1.0
+    # A frame may hold in double precision what was rounded to a float32.
+    dtype = torch.float32 if torch.equal(values.float().double(), values) else torch.float64
+    rounding = 100 * torch.finfo(dtype).eps * values.abs().max().item()
+    if torch.equal(values, values.round()):
+        rounding = 0.01
+    differences = values.diff()
+    while True:
+        step = differences.min()
+        rest = (differences - step * (differences / step).round()).abs()
+        if not (rest > rounding).any():
+            break
+        differences = torch.cat([step[None], rest[rest > rounding]])
+    return step.item() if step > 10 * rounding else 0.0
+
+
 @dataclass(frozen=True)
 class Grid:
     """The grid on which the values of some columns stand, such as whole numbers or steps of 0.5.
@@ -99,20 +147,20 @@ class Grid:
     origin: Tensor
 
     @classmethod
-    def of(cls, table: Tensor, columns: Sequence[int]) -> Grid:
-        """The grid of some columns: a step is the smallest difference between two values.
+    def of(cls, table: Tensor, columns: Sequence[int], names: Sequence[str] | None = None) -> Grid:
+        """The grid of some columns: a step is the largest of which all differences are multiples.
 
         Raises:
-            ValueError: There is no such column.
+            ValueError: The values of a column have no common step.
         """
         step = torch.zeros(table.shape[1], dtype=torch.float64)
         for column in columns:
-            if not -table.shape[1] <= column < table.shape[1]:
+            step[column] = _common_step(table[:, column])
+            if not step[column] > 0:
                 raise ValueError(
-                    f"expected a column of 0 to {table.shape[1] - 1} to dequantize, got {column}"
+                    f"expected values with a common step, such as whole numbers, in a column to dequantize, "
+                    f"got reals in {_called([column], names)}: do not dequantize it"
                 )
-            values = table[:, column].double().unique()
-            step[column] = values.diff().min() if len(values) > 1 else 1.0
         return cls(step, table.double().amin(0))
 
     def blur(self, x: Tensor) -> Tensor:

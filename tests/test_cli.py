@@ -58,7 +58,7 @@ def test_fit_writes_checkpoint_pictures_and_metrics(run_folder: Path) -> None:
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["unit"] == "bits_per_dim"
     assert all(2.0 < metrics[key] < 8 for key in ("test_score", "val_score", "train_score"))
-    assert metrics["seconds"] >= metrics["fit_seconds"] > 0
+    assert metrics["seconds"] > 0
     assert (metrics["epochs"], metrics["skipped"], metrics["n_not_finite"]) == (1, 0, 0)
     # A Gaussian stands beside a table alone.
     assert metrics["baseline_test_score"] is metrics["baseline_val_score"] is None
@@ -202,12 +202,13 @@ def test_bad_data_is_one_line_and_status_2(run_folder: Path, call: Call, tmp_pat
         (("fit", tmp_path / "constant.npy", "--out", run_folder), "got column 1 with one value in all rows"),
         (("fit", "digits", "--coupling", "cubic", "--out", run_folder), "one of ['additive', 'affine'"),
         (("fit", "digits", "--out", tmp_path / "odd.npy"), "expected a folder to write to"),
+        (("fit", "digits", "--out", run_folder), "holds a finished run"),
         (("fit", "digits", "--log", "xml", "--out", run_folder), "one of ['csv', 'tensorboard'], got 'xml'"),
         (("score", run_folder, tmp_path / "large.npy"), r"(N, 1, 8, 8), got (3, 1, 12, 12)"),
         (("score", run_folder, tmp_path / "bright.npy"), "integers 0 to 16"),
         (("score", tmp_path, "digits"), "expected the folder of a run"),
         (("sample", run_folder, "--temperature", "0"), "positive temperature"),
-        (("sample", run_folder, "-o", tmp_path / "grid.xyz"), "expected a picture to end in"),
+        (("sample", run_folder, "-o", tmp_path / "grid.xyz"), "expected a file that ends in one of"),
         (("sample", run_folder, "-o", tmp_path / "none" / "grid.png"), "which is not there"),
     ]
     for arguments, message in cases:

@@ -27,7 +27,7 @@ def test_tables(shape, rows: int, kind: type, steps: int, batch_size: int, dropo
         assert part.conditioner.dropout == pytest.approx(dropout, rel=0.02)
     assert defaults.options()["batch_size"] == batch_size
     assert defaults.options()["max_epochs"] is None
-    asked = [part for part in defaults.flow("additive").modules() if isinstance(part, Coupling)]
+    asked = [part for part in defaults.flow(coupling="additive").modules() if isinstance(part, Coupling)]
     assert len(asked) == (4 if rows < 2000 else 6)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyroflows import Flow, fit, glow
-from pyroflows.tables import Grid, check_table
+from pyroflows.tables import Grid, _common_step, check_table, column_numbers
 
 
 def _table(*columns: torch.Tensor) -> torch.Tensor:
@@ -84,8 +84,36 @@ def test_a_grid() -> None:
     assert 0.05 < (blurred - table)[:, 0].abs().mean() < 0.2
     torch.testing.assert_close(grid.round(blurred), table)
     assert grid.round(torch.tensor([[torch.nan, torch.inf]])).isfinite().sum() == 0
-    with pytest.raises(ValueError, match="column of 0 to 1 to dequantize, got 2"):
-        Grid.of(table, [2])
+    with pytest.raises(ValueError, match=r"values with a common step, .* got reals in column 'y'"):
+        Grid.of(table, [1], ["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ([0.0, 2.0, 5.0, 9.0], 1.0),  # no two are one apart
+        ([3e6, 3e6 + 6, 3e6 + 15], 3.0),
+        ([0.1, 0.3, 0.7, 12.5], 0.2),
+        ([2.5, 2.5], 1.0),
+        ([0.0, 1.0, 2**0.5], 0.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_common_step(values: list[float], step: float, dtype: torch.dtype) -> None:
+    """In single precision, kept in double, too."""
+    for column in (torch.tensor(values, dtype=dtype), torch.tensor(values, dtype=dtype).double()):
+        assert _common_step(column) == pytest.approx(step, rel=1e-4)
+
+
+def test_columns_by_number_and_by_name() -> None:
+    assert column_numbers([1, "0", -1], 3) == (1, 0, 2)
+    assert column_numbers(["b", 0], 2, ["a", "b"]) == (1, 0)
+    # A name comes first.
+    assert column_numbers(["0"], 2, ["1", "0"]) == (1,)
+    with pytest.raises(ValueError, match="a column of 0 to 1, got 2"):
+        column_numbers([2], 2)
+    with pytest.raises(ValueError, match=r"one of the columns \['a', 'b'\], got 'c'"):
+        column_numbers(["c"], 2, ["a", "b"])
 
 
 def test_a_column_that_is_dequantized_has_no_spikes() -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from pyroflows._extras import needs_fit_extra
 from pyroflows.distributions import Flow
 from pyroflows.plotting import plot_samples
+from pyroflows.rows import Batch, as_batch
 from pyroflows.runs import Run
-from pyroflows.training.data import as_list
 from pyroflows.training.density import DensityModule
 from pyroflows.transforms.base import FlowTransform
 from pyroflows.transforms.standardize import Standardize
@@ -40,13 +40,13 @@ class Watch(lightning.Callback):
 
     def __init__(self) -> None:
         self.warned = False
-        self.batch: list[Tensor] | None = None
-        self.held_out: list[Tensor] | None = None
+        self.batch: Batch | None = None
+        self.held_out: Batch | None = None
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.batch = as_list(batch)
+        self.batch = as_batch(batch)
 
     def on_validation_batch_start(
         self,
@@ -57,7 +57,7 @@ class Watch(lightning.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if batch_idx == 0:
-            self.held_out = as_list(batch)
+            self.held_out = as_batch(batch)
 
     def on_before_backward(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, loss: Tensor
@@ -78,9 +78,9 @@ class Watch(lightning.Callback):
         every = trainer.check_val_every_n_epoch or 1
         if self.warned or shown is None or (trainer.current_epoch + 1) % every:
             return
-        data, *given = (part[:64] for part in shown)
+        some = shown.each(lambda part: part[:64])
         with torch.random.fork_rng(), torch.no_grad(), _evaluating(module):
-            error = round_trip_error(module.flow, module.reals(data, *given), *given)
+            error = round_trip_error(module.flow, module.run.reals(some), some.context)
         if not error <= 1e-2:
             self.warned = True
             warnings.warn(
@@ -99,9 +99,8 @@ class Watch(lightning.Callback):
     def _stop(self, trainer: lightning.Trainer, module: lightning.LightningModule, what: str) -> None:
         assert isinstance(module, DensityModule)
         assert self.batch is not None
-        data, *given = self.batch
         with torch.no_grad(), module.whole():
-            culprit = first_non_finite(module.flow, module.reals(data, *given), *given)
+            culprit = first_non_finite(module.flow, module.run.reals(self.batch), self.batch.context)
         raise FloatingPointError(
             f"{what} at step {trainer.global_step}, in epoch {trainer.current_epoch}; "
             f"{culprit}; the checkpoint of the last epoch is kept: use a lower lr, or look at the data"
@@ -118,8 +117,7 @@ class Pictures(lightning.Callback):
         assert isinstance(module, DensityModule)
         if (trainer.current_epoch + 1) % self.every == 0:
             with torch.random.fork_rng(), _evaluating(module):
-                run = Run(module.flow, module.grey_levels, module.grid)
-                draw_samples(run, self.folder, self.real, trainer.is_global_zero)
+                draw_samples(module.run, self.folder, self.real, trainer.is_global_zero)
 
 
 def draw_samples(run: Run, folder: Path, real: Tensor | None, write: bool = True) -> None:
@@ -128,11 +126,13 @@ def draw_samples(run: Run, folder: Path, real: Tensor | None, write: bool = True
     A process that does not `write` draws all the same, as the weights may be spread over the processes.
     """
     shape = tuple(run.flow.transform.event_shape)
-    if run.flow.transform.context_shape is not None or (len(shape) == 3 and shape[0] not in (1, 3)):
+    # Without classes there is no telling which contexts to show.
+    is_given = run.flow.transform.context_shape is not None and run.classes is None
+    if is_given or (len(shape) == 3 and shape[0] not in (1, 3)):
         return
     x = run.draw(64 if len(shape) == 3 else 1000)
     if write:
-        plot_samples(x, folder / "samples.png", real=real, grey_levels=run.grey_levels)
+        plot_samples(x, folder / "samples.png", real=real, grey_levels=run.grey_levels, names=run.names)
 
 
 @contextmanager

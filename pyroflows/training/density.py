@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.distributions import Dequantized, Flow
-from pyroflows.tables import Grid
-from pyroflows.training.data import Rows, SeededLoader, as_list, batches
+from pyroflows.distributions import Flow
+from pyroflows.rows import AnyRows, as_batch
+from pyroflows.runs import Run
+from pyroflows.training.batches import SeededLoader, batches
 from pyroflows.training.schedule import Schedule
 from pyroflows.training.svi import SVIModule
 
@@ -36,29 +39,28 @@ class DensityModule(SVIModule):
 
     def __init__(
         self,
-        flow: Flow,
-        grey_levels: int | None,
-        noise: Flow | None = None,
+        run: Run,
         *,
-        rows: Rows | DataLoader[Any] | None = None,
-        val_rows: Rows | DataLoader[Any] | None = None,
+        rows: AnyRows,
+        val_rows: AnyRows | None = None,
         batch_size: int = 256,
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         seed: int = 0,
         schedule: Schedule | None = None,
-        grid: Grid | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(flow)
-        self.grey_levels, self.noise = grey_levels, noise
+        super().__init__(run.flow)
+        self.noise = run.noise
+        self._run, self._config = run, _config_of(run)
         self.rows, self.val_rows, self.batch_size = rows, val_rows, batch_size
         self.lr, self.weight_decay, self.seed = lr, weight_decay, seed
         self.schedule = Schedule() if schedule is None else schedule
-        self.grid = grid
         self.options = options
         self.losses: list[float] = []
         self.val_losses: list[float] = []
+        # Seconds that the run took before it went on.
+        self._seconds, self._start = 0.0, time.perf_counter()
         self._epoch_losses: list[Tensor] = []
 
     @property
@@ -67,28 +69,29 @@ class DensityModule(SVIModule):
         return self.model
 
     @property
-    def unit(self) -> str:
-        return "nats" if self.grey_levels is None else "bits/dim"
+    def run(self) -> Run:
+        """The run with the flow and noise that are trained, which may be copies of those given."""
+        return replace(self._run, flow=self.flow, noise=self.noise)
 
-    def reals(self, batch: Tensor, context: Tensor | None = None) -> Tensor:
-        """The data as the flow sees them."""
-        if self.grey_levels is not None:
-            return self._of_integers(context).dequantize(batch)
-        if not self.flow.transform._takes_any_dtype:
-            batch = batch.to(next(self.flow.parameters()).dtype)
-        return batch if self.grid is None else self.grid.blur(batch)
+    @property
+    def unit(self) -> str:
+        return "nats" if self._run.grey_levels is None else "bits/dim"
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, with what came before it went on."""
+        return self._seconds + time.perf_counter() - self._start
+
+    def losses_of(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Each datum's loss, in nats or bits per dimension, and its weight."""
+        rows, run = as_batch(batch), self.run
+        losses = run.in_unit(-run.log_density(rows))
+        return losses, torch.ones_like(losses) if rows.weights is None else rows.weights.to(losses)
 
     def objective(self, batch: Any) -> Tensor:
-        """Mean nats, or bits per dimension of integers."""
-        data, *given = as_list(batch)
-        context = given[0] if given else None
-        if self.grey_levels is None:
-            return -self.flow(context).log_prob(self.reals(data)).mean()
-        return self._of_integers(context).bits_per_dim(data).mean()
-
-    def _of_integers(self, context: Tensor | None) -> Dequantized:
-        assert self.grey_levels is not None
-        return Dequantized(self.flow(context), self.grey_levels, self.noise)
+        """Mean of the weighted losses: the weights have a mean of 1 over all rows, not in each batch."""
+        losses, weights = self.losses_of(batch)
+        return (weights * losses).mean()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -101,7 +104,6 @@ class DensityModule(SVIModule):
         """All parameters are modules': there is none to be found."""
 
     def train_dataloader(self) -> Iterable[Any]:
-        assert self.rows is not None
         if isinstance(self.rows, DataLoader) and self.trainer.world_size == 1:
             return SeededLoader(self.rows, lambda: self._random_seed("order"))
         return batches(
@@ -131,7 +133,7 @@ class DensityModule(SVIModule):
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         loss = self.objective(batch)
-        self.log(self.unit, loss, prog_bar=True)
+        self.log(self.unit, loss, prog_bar=True, batch_size=1)
         self._epoch_losses.append(loss.detach())
         return loss
 
@@ -150,9 +152,8 @@ class DensityModule(SVIModule):
         self._held_out = torch.zeros(2, device=self.device)
 
     def validation_step(self, batch: Any, index: int) -> None:
-        size = len(as_list(batch)[0])
-        loss = self.objective(batch)
-        self._held_out = self._held_out + torch.stack([loss * size, loss.new_tensor(size)])
+        losses, weights = self.losses_of(batch)
+        self._held_out = self._held_out + torch.stack([(weights * losses).sum(), weights.sum()])
 
     def on_validation_epoch_end(self) -> None:
         # By sums of reals: Lightning's own mean over processes rounds the number of data.
@@ -171,6 +172,7 @@ class DensityModule(SVIModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["losses"], checkpoint["val_losses"] = self.losses, self.val_losses
         checkpoint["options"], checkpoint["schedule"] = self.options, self.schedule.state()
+        checkpoint["run"], checkpoint["seconds"] = self._config, self.seconds
         last_epoch = self.trainer.current_epoch + 1 == self.trainer.max_epochs
         checkpoint["finished"] = last_epoch or self.trainer.should_stop
 
@@ -181,6 +183,8 @@ class DensityModule(SVIModule):
             ValueError: It says what is different.
         """
         options, own = dict(checkpoint["options"]), dict(self.options or {})
+        if self.goes_on(checkpoint):
+            options.pop("max_epochs"), own.pop("max_epochs")
         same_data = options.pop("data", None) == own.pop("data", None)
         if options != own:
             raise ValueError(f"the run was started with {options}: go on with these, not with {own}")
@@ -197,9 +201,18 @@ class DensityModule(SVIModule):
                 "choose another folder"
             )
 
+    def goes_on(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a run that has ended is to go on, as more epochs than it has had are asked for."""
+        asked, before = (self.options or {}).get("max_epochs"), checkpoint["options"]["max_epochs"]
+        epochs = len(checkpoint["losses"])
+        return checkpoint["finished"] and asked is not None and asked != before and asked > epochs
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses, self.val_losses = checkpoint["losses"], checkpoint["val_losses"]
+        self._seconds = checkpoint.get("seconds", 0.0)
         self.schedule.load(checkpoint["schedule"])
+        if self.goes_on(checkpoint):
+            self.schedule.go_on(checkpoint["global_step"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # The networks' matrices and kernels decay; zero is no natural value of the other parameters.
@@ -213,6 +226,14 @@ class DensityModule(SVIModule):
         fused = "mixed" not in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=fused)
         if self.schedule.total is None:
-            self.schedule.total = int(self.trainer.estimated_stepping_batches)
+            self.schedule.total = int(self.trainer.estimated_stepping_batches) - self.schedule.start
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.step_size)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _config_of(run: Run) -> dict[str, Any] | None:
+    """What a checkpoint tells of a run; nothing if the flow has classes that are not pyroflows'."""
+    try:
+        return run.config()
+    except ValueError:
+        return None

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import math
-import time
+import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyroflows._extras import needs_fit_extra
 from pyroflows._renamed import renamed
-from pyroflows.datasets import load
 from pyroflows.distributions import Flow
 from pyroflows.plotting import plot_losses, save_density
-from pyroflows.runs import Run
+from pyroflows.rows import device_of, first_batch
+from pyroflows.runs import BEST, LAST
 from pyroflows.state import read_state
-from pyroflows.tables import Grid, check_table
 from pyroflows.training.callbacks import Pictures, Watch, draw_samples
 from pyroflows.training.checkpoint import SafeCheckpointIO
-from pyroflows.training.data import Data, as_rows, check_data, device_of, fingerprint, first_batch
-from pyroflows.training.prepare import count_steps, hold_out, initialize, standardize, table_of
-from pyroflows.training.report import FitResult, baselines, count_not_finite
+from pyroflows.training.folder import claimed, clear
+from pyroflows.training.prepare import check_options, count_steps, initialize, prepare
+from pyroflows.training.report import FitResult, baseline_scores, count_not_finite, save_run
 from pyroflows.training.schedule import Schedule
-from pyroflows.training.score import score_rows
-from pyroflows.training.trainer import BEST, LAST, module_and_strategy, quiet, saving_to
+from pyroflows.training.trainer import module_and_strategy, quiet, run_trainer, saving_to
 
 with needs_fit_extra("pyroflows.training"):
     import lightning
@@ -43,9 +41,6 @@ _EPOCHS = 50
 # Steps after which a fit ends whose validation score still gets better: more than ten times what the largest
 # of the five tables of tests/benchmarks/table_quality.py needs.
 _MAX_STEPS = 20_000
-# Rows up to which a table is fitted once more, to all rows, by the steps that were best: there a tenth more
-# rows are worth 0.05 to 1 nats, and the time is short.
-_FEW = 1000
 # Steps between evaluations of the validation data: with fewer, the evaluations would take longer than the
 # steps.
 _STEPS_BETWEEN = 5
@@ -54,17 +49,19 @@ _STEPS_BETWEEN = 5
 @renamed(levels="grey_levels")
 def fit(
     flow: Flow,
-    data: Data | str | Path,
-    val_data: Data | None = None,
+    data: Any,
+    val_data: Any = None,
     *,
-    test_data: Data | None = None,
-    context: Tensor | None = None,
-    val_context: Tensor | None = None,
-    test_context: Tensor | None = None,
+    test_data: Any = None,
+    context: Any = None,
+    val_context: Any = None,
+    test_context: Any = None,
+    weights: Any = None,
+    val_weights: Any = None,
     val_fraction: float = 0.1,
     grey_levels: int | None = None,
     noise: Flow | None = None,
-    dequantize: Sequence[int] = (),
+    dequantize: Sequence[int | str] = (),
     max_epochs: int | None = None,
     batch_size: int = 64,
     lr: float = 2e-3,
@@ -78,6 +75,7 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     sample_every: int | None = None,
     logger: Any = False,
     callbacks: list[Callback] | None = None,
@@ -85,7 +83,7 @@ def fit(
 ) -> FitResult:
     r"""Fit a flow to data by maximum likelihood, in place, until held-out data gain no more.
 
-    .. math:: \min_\theta \; -\frac{1}{N} \sum_n \log p_\theta(x_n)
+    .. math:: \min_\theta \; -\frac{1}{\sum_n w_n} \sum_n w_n \log p_\theta(x_n)
 
     with AdamW and a short warm-up. The step size falls when the score of the validation data stalls, and by
     a cosine towards the last epoch. The weights with the best validation score are kept. A table of up to
@@ -98,23 +96,30 @@ def fit(
     or by noise that is learned with the flow. A warning tells of samples that are not finite.
 
     A fit with `out` can be killed at any moment: `resume=True` goes on from the end of the last epoch, to the
-    same weights, bit for bit on one process, as if it had not been killed.
+    same weights, bit for bit on one process, as if it had not been killed. With a larger `max_epochs` it goes
+    on with a run that has ended, from its last weights, with a step size that begins anew at a tenth of `lr`.
+    `pyroflows.Run.load(out)` reads what was fitted, while it is fitted too.
 
     Args:
         flow: The flow; it is changed, and in evaluation mode afterwards.
-        data: `(N, *event_shape)`: reals, or integers 0 to `grey_levels - 1`, as a tensor or array; a
-            `Dataset` of data, each alone or as `(datum, context)`; a `DataLoader` of batches of these; or
-            what `pyroflows.datasets.load` takes: a name, a file or a folder of images. Without
+        data: `(N, *event_shape)`: reals, or integers 0 to `grey_levels - 1`, as a tensor, an array or a
+            pandas or polars frame; a `Dataset` of data, each alone or as `(datum, context)`; a `DataLoader`
+            of batches of these; what `pyroflows.datasets.load` gives, whose classes are the contexts of a
+            flow that takes so many; or what it takes: a name, a file or a folder of images. Without
             `grey_levels` a table of integers is one of reals.
         val_data: Validation data of the same kind, by which the weights are chosen.
         test_data: Data of the same kind that choose nothing and are only scored.
         context: `(N, *context_shape)`, each datum's context, if the flow is conditional.
         val_context: That of the validation data.
         test_context: That of the test data.
+        weights: `(N,)`, the weight of each datum of `data`, not negative; by default all are 1. A weight of 2
+            counts as the datum twice.
+        val_weights: Those of the validation data.
         val_fraction: Part of `data` that is held out where no `val_data` are given; 0 holds nothing out.
-        grey_levels: Number of grey levels of integer data; by default 256.
+        grey_levels: Number of grey levels of integer data; by default 256, and 65,536 of `uint16` images.
         noise: A conditional flow of the dequantization noise, which is fitted too. `None`: uniform noise.
-        dequantize: Numbers of the columns of a table that get uniform noise of the width of their own step.
+        dequantize: Numbers or names of the columns of a table that get uniform noise of the width of their
+            own step.
         max_epochs: Largest number of passes over the data. By default 20,000 steps' worth, and 50 passes
             where nothing is held out.
         batch_size: Data in a step of each process.
@@ -132,9 +137,11 @@ def fit(
             processes (PyTorch's `fully_shard`, from version 2.6 on). A fit goes on from the checkpoints of
             any other strategy.
         seed: Seed of the part that is held out, the order of the data and the noise.
-        out: Folder of the checkpoints `last.ckpt` and, with validation data, `best.ckpt`, and of the pictures
-            `samples.png`, `losses.png` and, for one or two dimensions, `density.png`.
+        out: Folder of the run: the flow `flow.safetensors`, the scores `metrics.json`, the checkpoints
+            `last.ckpt` and, with validation data, `best.ckpt`, and the pictures `samples.png`, `losses.png`
+            and, for one or two dimensions, `density.png`.
         resume: Go on from `last.ckpt`, if there is one.
+        overwrite: Whether a run that is in the folder is removed first; otherwise that is an error.
         sample_every: Write `samples.png` after so many epochs, and not only at the end.
         logger: Lightning's logger.
         callbacks: Lightning's callbacks, besides.
@@ -146,7 +153,8 @@ def fit(
     Raises:
         ValueError: The data are not of the flow's event shape, are not finite, or are too few; a column of a
             table is constant or is there twice; a context is missing or not wanted; noise is given for reals;
-            what is resumed was started with other options; a checkpoint can't be read or written.
+            a weight is negative; the folder holds a run, or another process writes to it; what is resumed was
+            started with other options; a checkpoint can't be read or written.
         FloatingPointError: The loss was not finite; the last epoch's checkpoint is kept.
 
     Source: Kingma & Dhariwal 2018, "Glow", arXiv 1807.03039, eq. 1 and 2; Loshchilov & Hutter 2019,
@@ -158,32 +166,25 @@ def fit(
         >>> len(result.losses), result.n_not_finite
         (2, 0)
     """
-    start = time.perf_counter()
-    if isinstance(data, str | Path):
-        loaded = load(data)
-        data, grey_levels = loaded.train, loaded.grey_levels if grey_levels is None else grey_levels
-        test_data = loaded.test if test_data is None else test_data
-    _check_options(max_epochs, batch_size, lr, val_fraction, patience, ema, out, resume)
-    given = as_rows(data, context, grey_levels)
-    grey_levels = check_data(flow, given, grey_levels, noise, at_least=2)
-    val_rows = None if val_data is None else as_rows(val_data, val_context, grey_levels)
-    test_rows = None if test_data is None else as_rows(test_data, test_context, grey_levels)
-    for others in (val_rows, test_rows):
-        if others is not None:
-            check_data(flow, others, grey_levels, noise)
-    table = table_of(given, grey_levels)
-    grid = None
-    if table is not None:
-        check_table(table, gridded=dequantize)
-        grid = Grid.of(table, dequantize) if dequantize else None
-    elif dequantize:
-        raise ValueError(f"dequantize names columns of a table of reals as one tensor, got {dequantize}")
-    rows, val_rows = hold_out(given, val_rows, val_fraction, seed)
-    standardize(flow, given, grey_levels)
+    check_options(max_epochs, batch_size, lr, val_fraction, patience, ema, out, resume, overwrite)
+    parts = prepare(
+        flow,
+        data,
+        val_data,
+        test_data,
+        contexts=(context, val_context, test_context),
+        weights=(weights, val_weights),
+        grey_levels=grey_levels,
+        noise=noise,
+        dequantize=dequantize,
+        val_fraction=val_fraction,
+        seed=seed,
+    )
+    given, rows, val_rows, test_rows = parts.given, parts.rows, parts.val_rows, parts.test_rows
     options = {
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "patience": patience, "ema": ema, "seed": seed, "val_fraction": val_fraction,
-        "dequantize": list(dequantize), "data": fingerprint(given),
+        "dequantize": parts.gridded, "data": parts.fingerprint,
     }  # fmt: skip
     patience = None if val_rows is None else patience
     steps_per_epoch = count_steps(rows, batch_size, devices)
@@ -191,30 +192,27 @@ def fit(
         max_epochs = _EPOCHS if patience is None else math.ceil(_MAX_STEPS / steps_per_epoch)
     module_class, strategy = module_and_strategy(strategy, ema)
     make_module = partial(
-        module_class,
-        flow,
-        grey_levels,
-        noise,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        seed=seed,
-        grid=grid,
+        module_class, parts.run, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed
     )
     schedule = Schedule(patience)
     module = make_module(rows=rows, val_rows=val_rows, schedule=schedule, options=options)
     device = device_of(flow)
     val_every = min(max_epochs, math.ceil(_STEPS_BETWEEN / steps_per_epoch))
-    with quiet(), torch.random.fork_rng(), TemporaryDirectory() as temporary:
+    with ExitStack() as stack:
+        claim = stack.enter_context(claimed(out))
+        if claim is not None:
+            clear(claim, resume=resume, overwrite=overwrite)
+        stack.enter_context(quiet())
+        stack.enter_context(torch.random.fork_rng())
+        folder = Path(stack.enter_context(TemporaryDirectory())) if claim is None else claim
         torch.manual_seed(seed)
         # Only what may be fitted again starts again from here.
-        few = table is not None and len(table) <= _FEW and rows is not given and patience is not None
+        few = parts.is_short_table and patience is not None
         start_state = {name: value.clone() for name, value in module.state_dict().items()} if few else {}
         initialize(module, device)
-        folder = Path(temporary if out is None else out)
         # What the pictures show beside the samples is read only where there are any.
         shown = next(others for others in (test_rows, val_rows, rows) if others is not None)
-        real = None if out is None else first_batch(shown, 1000, seed=0)[0]
+        real = None if claim is None else first_batch(shown, 1000, seed=0).data
         watch = Watch()
         pictures = [] if real is None or sample_every is None else [Pictures(folder, sample_every, real)]
         make_trainer = partial(
@@ -232,7 +230,7 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=progress_bar,
         )
-        saving = saving_to(folder, keep_last=out is not None, keep_best=patience is not None)
+        saving = saving_to(folder, keep_last=claim is not None, keep_best=patience is not None)
         trainer = make_trainer(
             max_epochs=max_epochs,
             callbacks=[watch, *saving, *_averaging(ema), *pictures, *(callbacks or [])],
@@ -243,11 +241,17 @@ def fit(
         state: dict[str, Any] = {"finished": False} if last is None else read_state(last)
         if last is not None:
             module.check_resumed(state, folder)
-        if state["finished"]:
+        if state["finished"] and not module.goes_on(state):
             module.on_load_checkpoint(state)
             module.load_state_dict(state["state_dict"])
         else:
-            trainer.fit(module, ckpt_path=last)
+            if state["finished"]:
+                warnings.warn(
+                    f"the run of {len(state['losses'])} epochs goes on from its last weights, with a step "
+                    "size that begins anew and small: that is not the same as one run of as many epochs",
+                    stacklevel=3,
+                )
+            run_trainer(trainer, module, last)
         if patience is not None:
             # Each process has its own idea of the temporary folder.
             best = read_state(trainer.strategy.broadcast(str(folder / BEST)))
@@ -255,73 +259,48 @@ def fit(
         trainer.strategy.barrier()
         # Lightning leaves what it trained on an accelerator on the CPU.
         module.to(device).eval()
+        run = module.run
         torch.manual_seed(0)
-        scored = partial(score_rows, flow, grey_levels=grey_levels, noise=noise, grid=grid)
-        val_score = None if val_rows is None else scored(val_rows)
+        val_score = None if val_rows is None else run.score_rows(val_rows)
         refit = few and trainer.world_size == 1
         if refit:
             again = make_module(rows=given, schedule=schedule.again())
             again.load_state_dict(start_state)
             initialize(again, device)
-            make_trainer(
+            refitter = make_trainer(
                 max_epochs=math.ceil(best["global_step"] / count_steps(given, batch_size, 1)),
                 max_steps=best["global_step"],
                 callbacks=[watch, *_averaging(ema)],
                 logger=False,
                 enable_checkpointing=False,
-            ).fit(again)
+            )
+            run_trainer(refitter, again)
             again.to(device).eval()
             torch.manual_seed(0)
-        test_score = None if test_rows is None else scored(test_rows)
-        n_not_finite = count_not_finite(flow, rows)
-        beside = baselines(flow, given, rows, val_rows, test_rows, grey_levels)
-        seconds = time.perf_counter() - start
+        test_score = None if test_rows is None else run.score_rows(test_rows)
+        result = FitResult(
+            losses=module.losses,
+            val_losses=module.val_losses,
+            val_score=val_score,
+            test_score=test_score,
+            n_not_finite=count_not_finite(flow, rows),
+            seconds=module.seconds,
+            refit=refit,
+            path=claim,
+            run=run,
+            **baseline_scores(run.baseline, rows, val_rows, test_rows),
+        )
         if real is not None and trainer.is_global_zero:
+            save_run(result, folder, skipped=parts.skipped)
             plot_losses(
                 module.losses, folder / "losses.png", held_out=module.val_losses,
                 held_out_every=val_every, unit=module.unit,
             )  # fmt: skip
-            draw_samples(Run(flow, grey_levels, grid), folder, real)
+            draw_samples(run, folder, real)
             if flow.transform.event_shape.numel() <= 2 and flow.transform.context_shape is None:
-                save_density(flow, real, folder / "density.png")
-    return FitResult(
-        losses=module.losses,
-        val_losses=module.val_losses,
-        val_score=val_score,
-        test_score=test_score,
-        n_not_finite=n_not_finite,
-        seconds=seconds,
-        refit=refit,
-        path=None if out is None else Path(out),
-        grid=grid,
-        **beside,
-    )
+                save_density(flow, real, folder / "density.png", names=run.names)
+    return result
 
 
 def _averaging(ema: float | None) -> list[Callback]:
     return [] if ema is None else [WeightAveraging(avg_fn=get_ema_avg_fn(ema), use_buffers=False)]
-
-
-def _check_options(
-    max_epochs: int | None,
-    batch_size: int,
-    lr: float,
-    val_fraction: float,
-    patience: int | None,
-    ema: float | None,
-    out: str | Path | None,
-    resume: bool,
-) -> None:
-    if (max_epochs is not None and max_epochs < 1) or batch_size < 1 or not lr > 0:
-        raise ValueError(
-            f"fit expected max_epochs and batch_size of at least 1 and a positive lr, "
-            f"got {max_epochs}, {batch_size}, {lr}"
-        )
-    if patience is not None and patience < 1:
-        raise ValueError(f"patience is a number of epochs, at least 1, or None, got {patience}")
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"fit expected val_fraction of at least 0 and below 1, got {val_fraction}")
-    if ema is not None and not 0 < ema < 1:
-        raise ValueError(f"fit expected ema between 0 and 1, got {ema}")
-    if resume and out is None:
-        raise ValueError("resume=True needs out=, the folder of the run that is to go on")

@@ -14,6 +14,9 @@ _MIN_GAIN = 1e-3
 _FACTOR, _PARTS = 0.3, 3
 # Steps over which the step size rises in the beginning; a tenth of all steps if these are few.
 _WARM_UP = 50
+# Part of the largest step size with which a run that has ended goes on: its weights are about the best, and
+# full steps would lose them.
+_AGAIN = 0.1
 
 
 @dataclass
@@ -29,6 +32,8 @@ class Schedule:
         best: The best validation score so far; less is better.
         stalled: Evaluations since then.
         falls: The steps at which the step size fell.
+        before: The schedule of the steps before `start`, of a run that had ended and goes on.
+        start: The step at which this schedule begins.
     """
 
     patience: int | None = None
@@ -36,6 +41,8 @@ class Schedule:
     best: float = math.inf
     stalled: int = 0
     falls: list[int] = field(default_factory=list)
+    before: Schedule | None = None
+    start: int = 0
 
     def update(self, score: float, step: int) -> None:
         """Take the validation score after a number of steps into account."""
@@ -48,11 +55,15 @@ class Schedule:
 
     def step_size(self, step: int) -> float:
         """What the largest step size is multiplied by."""
+        if self.before is not None and step < self.start:
+            return self.before.step_size(step)
         assert self.total is not None
+        steps = step - self.start
         warm_up = max(1, min(_WARM_UP, self.total // 10))
-        cosine = (1 + math.cos(math.pi * min(step / self.total, 1.0))) / 2
+        cosine = (1 + math.cos(math.pi * min(steps / self.total, 1.0))) / 2
+        largest = 1.0 if self.before is None else _AGAIN
         falls = sum(fall <= step for fall in self.falls)
-        return min(1.0, (step + 1) / warm_up) * cosine * _FACTOR**falls
+        return largest * min(1.0, (steps + 1) / warm_up) * cosine * _FACTOR**falls
 
     @property
     def ended(self) -> bool:
@@ -61,7 +72,12 @@ class Schedule:
 
     def again(self) -> Schedule:
         """The same step sizes, for a fit of a number of steps that is known."""
-        return Schedule(total=self.total, falls=list(self.falls))
+        return Schedule(total=self.total, falls=list(self.falls), before=self.before, start=self.start)
+
+    def go_on(self, step: int) -> None:
+        """Begin anew after a number of steps, with small ones; the best score so far stays the best."""
+        self.before, self.start = Schedule(**{**vars(self), "falls": list(self.falls)}), step
+        self.total, self.stalled, self.falls = None, 0, []
 
     def state(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,4 +85,7 @@ class Schedule:
     def load(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; the patience is one's own."""
         self.total, self.best, self.stalled = state["total"], state["best"], state["stalled"]
-        self.falls = list(state["falls"])
+        self.falls, self.start = list(state["falls"]), state.get("start", 0)
+        if state.get("before") is not None:
+            self.before = Schedule()
+            self.before.load(state["before"])

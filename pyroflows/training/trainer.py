@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +12,38 @@ from pathlib import Path
 from typing import Any
 
 from pyroflows._extras import needs_fit_extra
+from pyroflows.runs import BEST, LAST
 from pyroflows.training.density import VALIDATION, DensityModule
 
 with needs_fit_extra("pyroflows.training"):
+    import lightning
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.utilities import rank_zero_only
 
-__all__ = ["BEST", "LAST", "is_main_process", "module_and_strategy", "quiet", "saving_to"]
-
-LAST, BEST = "last.ckpt", "best.ckpt"
+__all__ = ["is_main_process", "module_and_strategy", "quiet", "run_trainer", "saving_to"]
 
 
 def is_main_process() -> bool:
     """Whether this process is the one of several that writes and prints."""
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
+def run_trainer(trainer: lightning.Trainer, module: DensityModule, checkpoint: Path | None = None) -> None:
+    """Fit, and let Ctrl-C be a `KeyboardInterrupt`.
+
+    Lightning ignores further signals and exits instead, which would end a notebook's kernel.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, ckpt_path=checkpoint)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 def saving_to(folder: Path, *, keep_last: bool, keep_best: bool) -> list[Callback]:

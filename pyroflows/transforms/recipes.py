@@ -220,10 +220,14 @@ def image_levels(shape: tuple[int, ...], levels: int | None, unsqueezed: int) ->
     halvings = levels - unsqueezed
     if halvings > 0 and not _fits(height, width, halvings):
         unit = 2**halvings
-        fitting_height, fitting_width = (-(-side // unit) * unit for side in (height, width))
+        larger, smaller = (
+            "x".join(str(side // unit * unit + more * (side % unit > 0)) for side in (height, width))
+            for more in (unit, 0)
+        )
         raise ValueError(
             f"an image of {height}x{width} can't be squeezed {halvings} times: expected height and width "
-            f"to be multiples of {unit}, such as {fitting_height}x{fitting_width}: pad it or use fewer levels"
+            f"to be multiples of {unit}, such as {larger}: pad it, cut it to {smaller} (--crop on the "
+            "command line), or use fewer levels"
         )
     return levels
 

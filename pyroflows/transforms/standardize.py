@@ -77,20 +77,20 @@ class Standardize(FlowTransform):
         self.register_buffer(f"{name}scale", torch.ones(each, dtype=torch.float64))
 
     @torch.no_grad()
-    def fit_to(self, x: Tensor, context: Tensor | None = None) -> None:
+    def fit_to(self, x: Tensor, context: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Set the means and standard deviations, unless they were set before.
 
         Args:
             x: Data `(N, *event_shape)`.
             context: Their contexts `(N, *context_shape)`.
+            weights: Their weights `(N,)`; by default all are 1.
         """
         if self.initialized:
             return
         for name, values in (("", x if self.data else None), ("context_", context)):
             if values is not None:
                 loc, scale = getattr(self, f"{name}loc"), getattr(self, f"{name}scale")
-                dims = [dim for dim in range(values.dim()) if dim != values.dim() - loc.dim()]
-                variance, mean = torch.var_mean(values.double(), dims, correction=0)
+                mean, variance = _weighted_moments(values.double(), loc.dim(), weights)
                 loc.copy_(mean.view_as(loc))
                 # A feature that does not vary keeps its scale.
                 scale.copy_(torch.where(variance > 0, variance.sqrt(), 1.0).view_as(scale))
@@ -150,6 +150,19 @@ class Standardize(FlowTransform):
             assert moved is not None
             self._buffers[name] = buffer.to(moved.device)
         return self
+
+
+def _weighted_moments(x: Tensor, event_dim: int, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all dimensions but the first of the event."""
+    dims = [dim for dim in range(x.dim()) if dim != x.dim() - event_dim]
+    if weights is None:
+        variance, mean = torch.var_mean(x, dims, correction=0)
+        return mean, variance
+    each = weights.to(x).view(-1, *[1] * (x.dim() - 1)).expand_as(x)
+    total = each.sum(dims, keepdim=True)
+    mean = (each * x).sum(dims, keepdim=True) / total
+    variance = (each * (x - mean).square()).sum(dims, keepdim=True) / total
+    return mean, variance
 
 
 def is_unbounded(transform: FlowTransform) -> bool:

@@ -121,5 +121,5 @@ def test_pictures_during_and_after_a_fit(tmp_path: Path) -> None:
     # It is written before the third epoch, not before the second.
     assert 8 <= sum(seen) <= 16
     assert {file.name for file in tmp_path.iterdir()} == {
-        "density.png", "last.ckpt", "losses.png", "samples.png"
+        "density.png", "flow.safetensors", "last.ckpt", "losses.png", "metrics.json", "samples.png"
     }  # fmt: skip

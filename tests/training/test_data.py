@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyroflows import Flow, fit, realnvp
 from pyroflows.training import score
-from pyroflows.training.data import Batches
+from pyroflows.training.batches import Batches
 from pyroflows.transforms import Chain
 
 
@@ -99,7 +99,7 @@ def test_contexts_in_a_dataset() -> None:
 
 
 BAD = [
-    ([1, 2], r"a tensor, an array, a Dataset with a length or a DataLoader, got <class 'list'>"),
+    ([1, 2], r"a pandas or polars frame, a Dataset with a length or a DataLoader, got <class 'list'>"),
     ("missing.npz", "no such file"),
     (np.full((3, 2), np.nan, np.float32), "got nan in column 0, row 0"),
     (np.zeros((3, 4), np.float32), r"data of shape \(N, 2\), got \(3, 4\)"),

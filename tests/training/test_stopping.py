@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pyroflows import Flow, fit, glow, realnvp
+from pyroflows.rows import Rows
 from pyroflows.state import read_state
 from pyroflows.training import score
-from pyroflows.training.data import Rows
 from pyroflows.training.prepare import hold_out
 from pyroflows.training.schedule import Schedule
 from pyroflows.transforms import AffineMap, Chain, Coupling, Standardize

@@ -1,0 +1,302 @@
+"""Data as rows, whatever they come as, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from pyroflows.datasets import frame_to_table, is_frame
+from pyroflows.distributions import Flow
+
+__all__ = [
+    "AnyRows",
+    "Batch",
+    "Rows",
+    "as_batch",
+    "as_rows",
+    "check_data",
+    "device_of",
+    "fingerprint",
+    "first_batch",
+    "grey_levels_of",
+    "in_batches",
+]
+
+
+class Batch(NamedTuple):
+    """Data with what belongs to each of them.
+
+    Attributes:
+        data: `(N, *event_shape)`.
+        context: `(N, *context_shape)`, or `None`.
+        weights: `(N,)`, of mean 1 over all rows, or `None` if all are 1.
+    """
+
+    data: Tensor
+    context: Tensor | None = None
+    weights: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        return self.each(lambda part: part.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The parts that there are, changed."""
+        data, *others = self
+        return Batch(change(data), *(None if part is None else change(part) for part in others))
+
+
+def as_batch(batch: Any) -> Batch:
+    """What a loader gives, data alone or with their contexts, as a `Batch`."""
+    return Batch(*batch) if isinstance(batch, list | tuple) else Batch(batch)
+
+
+class Rows(Dataset[Batch]):
+    """Data, with their contexts and weights if there are some, by many indices at a time.
+
+    Args:
+        data: `(N, *event_shape)`, or a dataset of data, each alone or with its context.
+        context: `(N, *context_shape)`; none for a dataset.
+        weights: `(N,)`.
+        names: Names of the columns of a table.
+    """
+
+    def __init__(
+        self,
+        data: Tensor | Dataset[Any],
+        context: Tensor | None = None,
+        weights: Tensor | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> None:
+        self.data, self.context, self.weights, self.names = data, context, weights, names
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, indices: list[int] | Tensor) -> Batch:
+        weights = None if self.weights is None else self.weights[indices]
+        if isinstance(self.data, Tensor):
+            context = None if self.context is None else self.context[indices]
+            return Batch(self.data[indices], context, weights)
+        data = as_batch(default_collate([self.data[int(i)] for i in indices]))
+        return data._replace(weights=weights)
+
+    def part(self, indices: Tensor) -> Rows:
+        """Some of the rows."""
+        if isinstance(self.data, Tensor):
+            return Rows(*self[indices], self.names)
+        weights = None if self.weights is None else self.weights[indices]
+        return Rows(Subset(self.data, indices.tolist()), weights=weights)
+
+
+AnyRows = Rows | DataLoader[Any]
+
+
+def as_rows(
+    data: Any,
+    context: Any = None,
+    grey_levels: int | None = None,
+    weights: Any = None,
+    names: Sequence[str] | None = None,
+) -> AnyRows:
+    """Tensors, arrays, frames and datasets as `Rows`; a loader as it is.
+
+    A table of integers without `grey_levels` is one of reals: grey levels are those of pixels.
+
+    Args:
+        data: The data.
+        context: Each datum's context, for data that are not a dataset.
+        grey_levels: Number of grey levels of integer data.
+        weights: `(N,)` weights; rows of weight 0 are left out.
+        names: Names of the columns of a table; of a frame these are taken, in this order, by default all.
+
+    Raises:
+        ValueError: The data are something else, or a weight is negative, not finite or missing.
+    """
+    if is_frame(data):
+        data, names = frame_to_table(data, columns=names)
+    elif isinstance(data, np.ndarray):
+        data = _as_tensor(data, "data")
+    if isinstance(context, np.ndarray):
+        context = _as_tensor(context, "context")
+    if isinstance(context, Tensor) and not (context.is_floating_point() or context.is_complex()):
+        context = context.to(torch.get_default_dtype())
+    if isinstance(data, Tensor):
+        if data.dtype in _UNSIGNED:
+            data = data.to(_UNSIGNED[data.dtype])
+        is_integer_table = data.dim() == 2 and not (data.is_floating_point() or data.is_complex())
+        if is_integer_table and grey_levels is None and data.dtype != torch.bool:
+            data = data.double()
+        rows = Rows(data, context, names=None if names is None else tuple(names))
+        return rows if weights is None else _weighted(rows, weights)
+    if context is not None:
+        raise ValueError(
+            "context= goes with a tensor or array of data: a Dataset gives each datum with its own"
+        )
+    if isinstance(data, DataLoader):
+        if weights is not None:
+            raise ValueError("weights= goes with data that have a number of rows, got a DataLoader")
+        return data
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        return Rows(data) if weights is None else _weighted(Rows(data), weights)
+    raise ValueError(
+        "expected data as a tensor, an array, a pandas or polars frame, a Dataset with a length or a "
+        f"DataLoader, got {type(data)}"
+    )
+
+
+# PyTorch can hardly compute with these.
+_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.float64}
+
+
+def _as_tensor(array: np.ndarray, what: str) -> Tensor:
+    """An array of numbers of any kind, byte order and layout; memory is shared where that is possible."""
+    if isinstance(array, np.ma.MaskedArray):
+        if np.ma.is_masked(array):
+            raise ValueError(f"expected {what} without missing values, got a masked array: fill or drop them")
+        array = array.data
+    if array.dtype.kind not in "fiubc":
+        raise ValueError(
+            f"expected {what} of numbers, got an array of dtype {array.dtype}: convert it by `astype(float)`"
+        )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+    return torch.from_numpy(np.ascontiguousarray(array) if min(array.strides, default=0) < 0 else array)
+
+
+def _weighted(rows: Rows, weights: Any) -> Rows:
+    """The rows with weights of mean 1; rows of weight 0 are left out."""
+    weights = torch.as_tensor(np.asarray(weights) if not isinstance(weights, Tensor) else weights)
+    weights = weights.detach().cpu().double()
+    if weights.shape != (len(rows),):
+        raise ValueError(
+            f"expected weights of shape ({len(rows)},), one for each datum, got {tuple(weights.shape)}"
+        )
+    bad = (~(weights.isfinite() & (weights >= 0))).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"expected weights that are finite and not negative, got {weights[bad[0]].item()} in row {bad[0]}"
+        )
+    kept = weights.nonzero().flatten()
+    if not len(kept):
+        raise ValueError("expected weights of which some are positive, got zeros alone")
+    rows = rows.part(kept)
+    rows.weights = (weights[kept] / weights[kept].mean()).to(torch.get_default_dtype())
+    return rows
+
+
+def fingerprint(rows: AnyRows) -> str:
+    """What tells data from others: a hash of tensors, the number of other data."""
+    if isinstance(rows, Rows) and isinstance(rows.data, Tensor):
+        digest = hashlib.sha256()
+        for part in (rows.data, rows.context, rows.weights):
+            if part is not None:
+                digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+    try:
+        return str(len(rows))
+    except TypeError:
+        return "unknown"
+
+
+def first_batch(rows: AnyRows, n: int, seed: int) -> Batch:
+    """Up to `n` of the rows at random, or a loader's first batch."""
+    if isinstance(rows, DataLoader):
+        return as_batch(next(iter(rows)))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+    return rows[order[:n]]
+
+
+def in_batches(rows: AnyRows, size: int) -> Iterator[Batch]:
+    """All rows in their order, or the batches of a loader."""
+    if isinstance(rows, DataLoader):
+        yield from map(as_batch, rows)
+        return
+    for indices in torch.arange(len(rows)).split(size):
+        yield rows[indices]
+
+
+def device_of(flow: Flow) -> torch.device:
+    """Where a flow's parameters are."""
+    return next(flow.parameters()).device
+
+
+def grey_levels_of(data: Any) -> int | None:
+    """The number of grey levels of images whose dtype tells it: 65,536 of 16 bits; otherwise `None`."""
+    is_image = isinstance(data, np.ndarray | Tensor) and data.ndim > 2
+    return 2**16 if is_image and data.dtype in (np.uint16, torch.uint16) else None
+
+
+def check_data(
+    flow: Flow, rows: AnyRows, grey_levels: int | None, noise: Flow | None, at_least: int = 1
+) -> int | None:
+    """Check the data, and give the number of grey levels if they are integers.
+
+    The first batch of a `Dataset` or `DataLoader` is checked.
+
+    Raises:
+        ValueError: The data do not suit the flow, are not finite, or are too few.
+    """
+    if isinstance(rows, Rows) and len(rows) < at_least:
+        raise ValueError(f"expected at least {at_least} data, got {len(rows)}")
+    if isinstance(rows, Rows) and isinstance(rows.data, Tensor):
+        data, context = rows.data, rows.context
+    else:
+        data, context, _ = first_batch(rows, 1, seed=0)
+    if data.is_complex() or data.dtype == torch.bool:
+        raise ValueError(f"expected data of reals or integers, got {data.dtype}")
+    event_shape = tuple(flow.transform.event_shape)
+    if data.dim() != 1 + len(event_shape) or tuple(data.shape[1:]) != event_shape:
+        raise ValueError(
+            f"expected data of shape (N, {', '.join(map(str, event_shape))}), got {tuple(data.shape)}"
+        )
+    _check_context(flow.transform.context_shape, context, len(data))
+    if data.is_floating_point():
+        if grey_levels is not None or noise is not None:
+            raise ValueError(f"grey_levels and noise are for integer data, got {data.dtype}")
+        _check_finite(data, rows.names if isinstance(rows, Rows) else None)
+        return None
+    grey_levels = 256 if grey_levels is None else grey_levels
+    low, high = int(data.min()), int(data.max())
+    if low < 0 or high >= grey_levels:
+        raise ValueError(f"expected integers 0 to {grey_levels - 1}, got {low} to {high}: set grey_levels")
+    return grey_levels
+
+
+def _check_finite(data: Tensor, names: tuple[str, ...] | None) -> None:
+    bad = (~data.isfinite()).nonzero()
+    if len(bad):
+        row, *place = bad[0].tolist()
+        where = f"element {tuple(place)}"
+        if len(place) == 1:
+            where = f"column {place[0] if names is None else repr(names[place[0]])}"
+        raise ValueError(
+            f"expected finite data, got {data[tuple(bad[0])].item()} in {where}, row {row}: leave such "
+            "rows or columns out, or fill them in"
+        )
+
+
+def _check_context(expected: tuple[int, ...] | None, context: Tensor | None, n: int) -> None:
+    if expected is None:
+        if context is not None:
+            raise ValueError("this flow takes no context: its transform was made without a context_dim")
+        return
+    if context is None or context.shape != (n, *expected):
+        raise ValueError(
+            f"expected a context of shape {(n, *expected)}, one of each datum, "
+            f"got {None if context is None else tuple(context.shape)}"
+        )
+    bad = (~context.isfinite()).nonzero().tolist()
+    if bad:
+        row, *place = bad[0]
+        raise ValueError(
+            f"expected finite contexts, got {context[tuple(bad[0])].item()} in element {tuple(place)}, "
+            f"row {row}"
+        )
