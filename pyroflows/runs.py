@@ -27,7 +27,7 @@ CHECKPOINT, METRICS = "flow.safetensors", "metrics.json"
 LAST, BEST = "last.ckpt", "best.ckpt"
 # Values that are drawn at once: 4 MB of float32. A flow's networks take some hundred times as much.
 _AT_ONCE = 2**20
-# Data that are scored at once, as in a fit's validation.
+# Data that are scored at once, at least.
 _BATCH = 256
 
 
@@ -64,19 +64,26 @@ class Run:
         """The unit of scores: `"nats"`, or `"bits per dim"` for integer data."""
         return "nats" if self.grey_levels is None else "bits per dim"
 
-    def reals(self, batch: Batch) -> Tensor:
-        """The data as the flow sees them: integers and columns on a grid with a draw of noise."""
+    def reals(self, batch: Batch, offset: Tensor | None = None) -> Tensor:
+        """The data as the flow sees them: integers and columns on a grid with a draw of noise.
+
+        Args:
+            batch: The data.
+            offset: What is added to columns on a grid, `(D,)`; by default a draw for each datum.
+        """
         if self.grey_levels is not None:
             return self._of_integers(batch.context).dequantize(batch.data)
         data = batch.data
         if not self.flow.transform._takes_any_dtype:
             data = data.to(next(self.flow.parameters()).dtype)
-        return data if self.grid is None else self.grid.blur(data)
+        if self.grid is None:
+            return data
+        return self.grid.blur(data) if offset is None else data + offset.to(data)
 
-    def log_density(self, batch: Batch) -> Tensor:
-        """Log density of each datum in nats, `(N,)`, by one draw of the noise; for training."""
+    def log_density(self, batch: Batch, offset: Tensor | None = None) -> Tensor:
+        """Log density of each datum in nats, `(N,)`, by one draw of the noise; arguments as of `reals`."""
         if self.grey_levels is None:
-            return self.flow(batch.context).log_prob(self.reals(batch))
+            return self.flow(batch.context).log_prob(self.reals(batch, offset))
         return self._of_integers(batch.context).log_prob(batch.data)
 
     def log_prob(
@@ -90,15 +97,15 @@ class Run:
     ) -> Tensor:
         r"""Log density of each datum, `(N,)`, in nats: the lowest are the outliers.
 
-        For integer data it is a lower bound of the log probability, and for columns on a grid of the log
-        density, by the mean over draws of the dequantization noise.
+        For integer data it is a lower bound of the log probability, by the mean over draws of the noise, and
+        for columns on a grid one of the log density, by the mean over points that are the same for each row.
 
         Args:
             data: `(N, *event_shape)`: a tensor, an array, or a pandas or polars frame, whose columns are
                 found by their names; a `Dataset` or a `DataLoader`.
             labels: The class of each datum, by its name, if the flow is conditional on classes.
             context: Each datum's context, `(N, *context_shape)`, of a flow without classes.
-            draws: Number of draws of the noise.
+            draws: Number of draws of the noise, or of points.
             seed: Seed of the noise.
 
         Raises:
@@ -120,13 +127,15 @@ class Run:
         if self.noise is not None:
             self.noise.eval()
         device = device_of(self.flow)
-        repeats = 1 if self.grey_levels is None and self.grid is None else draws
-        total: Tensor | None = None
-        for _ in range(repeats):
-            each = torch.cat([self.log_density(batch.to(device)) for batch in in_batches(rows, _BATCH)])
-            total = each if total is None else total + each
-        assert total is not None
-        return total / repeats
+        offsets: Sequence[Tensor | None] = [None] * (1 if self.grey_levels is None else draws)
+        if self.grid is not None:
+            offsets = list(self.grid.offsets(draws))
+        at_once = max(_BATCH, _AT_ONCE // (4 * self.flow.transform.event_shape.numel()))
+        each = [
+            torch.cat([self.log_density(batch.to(device), offset) for batch in in_batches(rows, at_once)])
+            for offset in offsets
+        ]
+        return torch.stack(each).mean(0)
 
     def score_rows(self, rows: AnyRows, draws: int = 10) -> float:
         """The mean negative log density of rows that were checked, by their weights, in `unit`."""
@@ -193,9 +202,7 @@ class Run:
     def _one_hot(self, labels: Sequence[Any]) -> Tensor:
         """The contexts of classes by their names."""
         if self.classes is None:
-            raise ValueError(
-                "expected no class, as this flow is not conditional on classes: fit it with some"
-            )
+            raise ValueError("expected no class, as this flow was fitted without classes")
         numbers = {name: i for i, name in enumerate(self.classes)}
         unknown = sorted({str(label) for label in labels} - set(numbers))
         if unknown:

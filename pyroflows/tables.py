@@ -167,6 +167,15 @@ class Grid:
         """Add uniform noise of a step's width, centred."""
         return x + self.step.to(x) * (torch.rand_like(x) - 0.5)
 
+    def offsets(self, n: int) -> Tensor:
+        """Points that fill a step of the grid evenly, `(n, D)`, for the mean over the noise.
+
+        They are Sobol's. For 16 of them the log density of 68 penguins differed from that of 4,096 by up to
+        0.002 nats, and its mean by 0.00003.
+        """
+        points = torch.quasirandom.SobolEngine(len(self.step), scramble=True, seed=0).draw(n)
+        return self.step * (points.double() - 0.5)
+
     def round(self, x: Tensor) -> Tensor:
         """The nearest values of the grid; what is not finite stays so."""
         step, origin = self.step.to(x), self.origin.to(x)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pyroflows import Dequantized, cli
+from pyroflows import Dequantized
 from pyroflows.datasets import load
 from pyroflows.runs import Run
 from pyroflows.state import write_state
 from pyroflows.transforms import Coupling, SplineMap
-
-Call = Callable[..., str]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run a command and give its output; an exit status other than 0 must be expected."""
-
-    def run(*arguments: object, status: int = 0) -> str:
-        monkeypatch.setattr(sys, "argv", ["pyroflows", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        captured = capsys.readouterr()
-        assert (exit_info.value.code or 0) == status, captured.err
-        return captured.err if status else captured.out
-
-    return run
+from tests.conftest import Call
 
 
 @pytest.fixture(scope="module")
