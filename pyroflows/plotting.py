@@ -231,8 +231,11 @@ def plot_density(
         x.cpu().numpy(), y.cpu().numpy(), masked, cmap="magma", shading="auto", rasterized=True
     )
     points = data.cpu().numpy()
-    axes.scatter(points[:, 0], points[:, 1], s=2, c="white", alpha=0.35, linewidths=0)
-    axes.set(xlabel=labels[0], ylabel=f"{labels[1]} (dots: data)")
+    # Few points would not be seen.
+    size = 2 if len(points) >= _MANY else 6
+    axes.scatter(points[:, 0], points[:, 1], s=size, c="white", alpha=0.35, linewidths=0, label="data")
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.legend(facecolor="black", labelcolor="white", markerscale=3)
     axes.figure.colorbar(mesh, ax=axes, label="density")
     return axes
 

@@ -210,8 +210,9 @@ def fit(
         few = parts.is_short_table and patience is not None
         start_state = {name: value.clone() for name, value in module.state_dict().items()} if few else {}
         initialize(module, device)
-        # What the pictures show beside the samples is read only where there are any.
-        shown = next(others for others in (test_rows, val_rows, rows) if others is not None)
+        # What the pictures show beside the samples is read only where there are any: the few rows that are
+        # held out would hardly show their density.
+        shown = given if test_rows is None else test_rows
         real = None if claim is None else first_batch(shown, 1000, seed=0).data
         watch = Watch()
         pictures = [] if real is None or sample_every is None else [Pictures(folder, sample_every, real)]
