@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ with needs_fit_extra("the command line"):
     from pyroflows.output import SAMPLES, SCORES, check_output, write_rows, write_samples
     from pyroflows.runs import CHECKPOINT, LAST, METRICS, Run
     from pyroflows.training import FitResult, fit
+    from pyroflows.training.prepare import check_seed
     from pyroflows.training.report import DRAWN
     from pyroflows.training.trainer import is_main_process
 
@@ -56,10 +59,11 @@ def _option(panel: str) -> Callable[..., Any]:
 _data, _flow, _fit, _output = map(_option, ("Data", "Flow", "Fit", "Output"))
 
 _Columns = Annotated[
-    list[str] | None, _data("Columns of a table that are taken, by name or number: a,b; may be repeated.")
+    list[str] | None,
+    _data("Columns of a table that are taken, by name or number: a,b (names with commas in quotes)."),
 ]
 _Key = Annotated[str | None, _data("Name of the array of a .npz file.")]
-_Crop = Annotated[bool, _data("Cut images evenly to a size that suits.", "--crop")]
+_Crop = Annotated[bool, _data("Cut images evenly to a size that the flow's levels can halve.", "--crop")]
 _DropAlpha = Annotated[bool, _data("Leave out the transparency of images.", "--drop-alpha")]
 _SkipBad = Annotated[bool, _data("Leave out a folder's images that can't be read.", "--skip-bad")]
 _Overwrite = Annotated[bool, _output("Replace what is there already.", "--overwrite")]
@@ -72,14 +76,21 @@ def fit_command(
     key: _Key = None,
     classes: Annotated[
         bool,
-        _data("Fit a flow given the class: y of a .npz file, or the subfolders of a folder.", "--classes"),
+        _data(
+            "Fit a flow given the class: the subfolder of an image, y of a .npz file, or column 'class' or "
+            "'y' of a table.",
+            "--classes",
+        ),
     ] = False,
     grey_levels: Annotated[
         int | None, _data("Number of values of a pixel; by default 256, and 65536 of 16 bits.")
     ] = None,
     dequantize: Annotated[
         list[str] | None,
-        _data("Columns of a table, by name or number, that get noise of their own step; may be repeated."),
+        _data(
+            "Columns of few values, such as counts, by name or number among those taken: noise as wide as "
+            "the gap between values makes them continuous; may be repeated."
+        ),
     ] = None,
     crop: _Crop = False,
     drop_alpha: _DropAlpha = False,
@@ -104,17 +115,17 @@ def fit_command(
     batch_size: Annotated[int | None, _fit("Data in a step.")] = None,
     lr: Annotated[float | None, _fit("Largest step size.")] = None,
     val_fraction: Annotated[
-        float, _fit("Part of the training data that tells when to stop; 0: fit to the end.")
+        float, _fit("Part of the training data that is held out to tell when to stop; 0: run all epochs.")
     ] = 0.1,
     patience: Annotated[
-        int, _fit("Epochs (of at least 5 steps) without a better held-out score after which the fit ends.")
+        int, _fit("Looks at the held-out score, every 5 steps or more, without a gain before the fit ends.")
     ] = 15,
     ema: Annotated[float | None, _fit("Decay of an average of the weights, as 0.999.")] = None,
     precision: Annotated[str, _fit("Lightning's, as bf16-mixed.")] = "32-true",
     accelerator: Annotated[str, _fit("cpu, gpu or what there is.")] = "auto",
     devices: Annotated[int, _fit("Number of processes, each with its own batches.")] = 1,
     strategy: Annotated[str, _fit("Lightning's, as ddp, or fsdp.")] = "auto",
-    seed: Annotated[int, _fit("Of everything random.")] = 0,
+    seed: Annotated[int, _fit("Random seed.")] = 0,
     out: Annotated[Path | None, _output("Folder of the results; by default runs/DATA.")] = None,
     sample_every: Annotated[
         int | None, _output("Write samples.png every so many epochs, not only at the end.")
@@ -125,7 +136,8 @@ def fit_command(
     resume: Annotated[
         bool,
         _output(
-            "Go on with the run in the folder; with a larger --max-epochs, with one that has ended.",
+            "Go on with a run that was stopped, with the same options; one that has ended needs more "
+            "--max-epochs.",
             "--resume",
         ),
     ] = False,
@@ -136,28 +148,38 @@ def fit_command(
     A part of the training data is held out. The fit ends when their score gets no better, and keeps the best
     weights. Data that come with a test part are scored on it.
     """
-    dataset = load(
-        data, columns=_split(columns), key=key, drop_alpha=drop_alpha, skip_bad=skip_bad, classes=classes
-    )
-    if crop:
-        dataset = crop_for(dataset, flow, levels)
-    defaults = Defaults(dataset.train.shape[1:], len(dataset.train))
-    options = defaults.options()
-    for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size), ("lr", lr)):
-        if value is not None:
-            options[name] = value
-    torch.manual_seed(seed)
-    made = defaults.flow(
-        flow,
-        levels=levels,
-        steps=steps,
-        hidden_channels=hidden_channels,
-        hidden_features=_sizes(hidden_features),
-        coupling=coupling,
-        context_dim=len(dataset.classes) if classes and dataset.classes else None,
-    )
     folder = Path("runs") / _stem(data) if out is None else out
     try:
+        dataset = load(
+            data,
+            columns=_split(columns),
+            key=key,
+            drop_alpha=drop_alpha,
+            skip_bad=skip_bad,
+            classes=classes,
+        )
+        if crop:
+            dataset = crop_for(dataset, flow, levels)
+        if classes and len(dataset.classes or ()) < 2:
+            raise ValueError(
+                f"expected at least two classes in {data}, got {list(dataset.classes or ())}: fit it without "
+                "--classes"
+            )
+        defaults = Defaults(dataset.train.shape[1:], len(dataset.train))
+        options = defaults.options()
+        for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size), ("lr", lr)):
+            if value is not None:
+                options[name] = value
+        torch.manual_seed(check_seed(seed))
+        made = defaults.flow(
+            flow,
+            levels=levels,
+            steps=steps,
+            hidden_channels=hidden_channels,
+            hidden_features=_sizes(hidden_features),
+            coupling=coupling,
+            context_dim=len(dataset.classes) if classes and dataset.classes else None,
+        )
         result = fit(
             made,
             dataset,
@@ -208,14 +230,14 @@ def sample(
     label: Annotated[
         str | None, typer.Option("--class", help="Class of the samples; by default each in turn.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="The base's scale is multiplied by this.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Below 1, samples vary less.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     overwrite: _Overwrite = False,
 ) -> None:
     """Draw samples from a fitted flow, and write them to a file or a folder."""
     loaded = Run.load(run)
     check_output(output, SAMPLES, overwrite=overwrite)
-    torch.manual_seed(seed)
+    torch.manual_seed(check_seed(seed))
     samples = write_samples(loaded, output, n, temperature, label=label)
     bad = int((~samples.isfinite()).flatten(1).any(1).sum())
     print(f"wrote {n} samples to {output}" + (f", {bad} of which are not finite" if bad else ""))
@@ -256,16 +278,15 @@ def score_command(
     chosen: Sequence[str | int] | None = _split(columns)
     if chosen is None and loaded.names is not None and has_names(data):
         chosen = loaded.names
-    dataset = load(
-        data,
-        columns=chosen,
-        key=key,
-        drop_alpha=drop_alpha,
-        skip_bad=skip_bad,
-        classes=loaded.classes is not None,
-    )
+    options: dict[str, Any] = {"key": key, "drop_alpha": drop_alpha, "skip_bad": skip_bad}
+    dataset = load(data, columns=chosen, classes=loaded.classes is not None, **options)
+    event_shape = tuple(loaded.flow.transform.event_shape)
+    if crop and len(event_shape) != 3:
+        raise ValueError(f"--crop is for images, and {run} is a run of a table")
     if crop:
-        dataset = dataset.crop(*loaded.flow.transform.event_shape[1:])
+        dataset = dataset.crop(*event_shape[1:])
+    if chosen is None:
+        _check_columns(loaded, dataset)
     is_test = dataset.test is not None
     rows, files = (dataset.test, dataset.test_files) if is_test else (dataset.train, dataset.files)
     assert rows is not None
@@ -286,6 +307,18 @@ def score_command(
         print(f"wrote the log densities of {len(rows)} rows, in nats, to {output}")
 
 
+def _check_columns(run: Run, dataset: Data) -> None:
+    """Refuse an array if the run was fitted to some columns of one, as it may have these alone or all."""
+    names = run.names
+    if dataset.names is not None or names is None or not all(name.isdecimal() for name in names):
+        return
+    if names != tuple(map(str, range(dataset.train.shape[-1]))):
+        raise ValueError(
+            f"the run was fitted to the columns {','.join(names)} of an array: choose the columns of this "
+            "one by --columns, in that order"
+        )
+
+
 def _labels(dataset: Data, labels: torch.Tensor | None, run: Run) -> list[str] | None:
     """The name of each datum's class, if the flow is conditional on classes."""
     if run.classes is None:
@@ -296,8 +329,10 @@ def _labels(dataset: Data, labels: torch.Tensor | None, run: Run) -> list[str] |
 
 
 def _split(values: list[str] | None) -> list[str] | None:
-    """Names that are separated by commas, in options that may be repeated."""
-    return None if values is None else [name for value in values for name in value.split(",")]
+    """Names that are separated by commas, in quotes if they hold some, in options that may be repeated."""
+    if values is None:
+        return None
+    return [name for row in csv.reader(values, skipinitialspace=True) for name in row]
 
 
 def _sizes(text: str | None) -> tuple[int, ...] | None:
@@ -336,10 +371,13 @@ def _told(result: FitResult) -> Iterator[str]:
         line = f"{part}: {score:.3f} {result.run.unit}, less is better"
         yield line if baseline is None else f"{line} (a Gaussian: {baseline:.3f})"
     if held_out and held_out[0][2] is not None and held_out[0][1] > held_out[0][2]:
-        yield "the flow is worse than a Gaussian: try a lower --lr, --coupling affine, or more data"
+        yield (
+            "the flow is worse than a Gaussian: try more --max-epochs or data, a lower --lr, or --coupling "
+            "affine"
+        )
     if result.refit:
-        yield "then the flow was fitted once more to all rows, by as many steps"
-    yield f"{result.n_not_finite} of {DRAWN} samples are not finite, after {result.seconds:.1f} s"
+        yield "then the flow was fitted once more to all rows; the held-out score is that of the first fit"
+    yield f"the fit took {result.seconds:.1f} s; {result.n_not_finite} of {DRAWN} samples are not finite"
 
 
 def _logger(kind: str | None, folder: Path) -> Logger | bool:
@@ -348,7 +386,9 @@ def _logger(kind: str | None, folder: Path) -> Logger | bool:
     if kind not in _LOGGERS:
         raise ValueError(f"expected --log to be one of {sorted(_LOGGERS)}, got {kind!r}")
     try:
-        return _LOGGERS[kind](folder, name="", version="log")
+        # An earlier part of a run keeps its log.
+        names = ("log" if part == 1 else f"log_{part}" for part in count(1))
+        return _LOGGERS[kind](folder, name="", version=next(n for n in names if not (folder / n).exists()))
     except ModuleNotFoundError as error:
         raise ValueError(f"--log {kind} needs a package that is not installed: {error}") from None
 
@@ -362,6 +402,6 @@ def main() -> None:
     except (ImportError, ValueError) as error:
         print(f"pyroflows: {error}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
         print(f"pyroflows: {error}", file=sys.stderr)
         sys.exit(1)

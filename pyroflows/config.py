@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyroflows import layers, nets, transforms
 from pyroflows.transforms import partition
 
-__all__ = ["build", "describe"]
+__all__ = ["build", "describe", "same_config"]
 
 _CLASSES: dict[str, Callable[..., Any]] = {
     kind.__name__: kind
@@ -113,3 +113,14 @@ def build(config: Any) -> Any:
         if kind is not None:
             return kind(**arguments)
     raise ValueError(f"expected the configuration of one of pyroflows' classes, got {str(config)[:80]}")
+
+
+def same_config(a: Any, b: Any) -> bool:
+    """Whether two configurations are the same; lists, as files have them, and tuples are alike."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a.cpu() == b.cpu()).all())
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same_config(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(same_config, a, b))
+    return bool(a == b)

@@ -109,8 +109,8 @@ class Flow(PyroModule):
                 transform, finest first, where a sequence is given.
         """
         for each in temperature if isinstance(temperature, Sequence) else [temperature]:
-            if not each > 0:
-                raise ValueError(f"Flow expected a positive temperature, got {temperature}")
+            if not 0 < each < math.inf:
+                raise ValueError(f"Flow expected a positive temperature that is finite, got {temperature}")
         if am_i_wrapped():
             self._register()
         # Not by attribute, which in a call registers the parameters wherever it is, if only to sample.
@@ -329,6 +329,8 @@ class Dequantized(TorchDistribution):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """An unbiased estimate of the lower bound of log P(x), in nats."""
+        # More levels than a byte has can't be compared with one.
+        x = x.to(torch.int64) if x.dtype == torch.uint8 and self.grey_levels > 2**8 else x
         if self._validate_args:
             self._validate_sample(x)
         y, log_q = self._dequantize(x)

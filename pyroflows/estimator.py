@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyroflows._extras import needs_fit_extra
+from pyroflows.datasets import Data
 from pyroflows.defaults import Defaults
 from pyroflows.tables import column_numbers
 from pyroflows.training import fit as fit_flow
@@ -135,7 +136,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             )
             self.result_ = fit_flow(
                 flow,
-                table,
+                Data(table, None, None, names=tuple(names) or None),
                 weights=weights,
                 val_fraction=self.val_fraction,
                 patience=self.patience,

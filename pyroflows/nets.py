@@ -45,6 +45,8 @@ class MLP(nn.Module):
         context_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        if not all(size > 0 for size in hidden_features):
+            raise ValueError(f"expected hidden_features of at least 1 each, got {tuple(hidden_features)}")
         self.in_features, self.out_features, self.hidden_features = in_features, out_features, hidden_features
         self.activation, self.dropout, self.context_shape = activation, dropout, context_shape
         # A constant feature stands in where there is none, so that a bias can still be learned.

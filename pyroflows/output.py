@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import sys
@@ -26,7 +27,7 @@ __all__ = ["SAMPLES", "SCORES", "check_output", "write_rows", "write_samples"]
 
 
 _TABLES: dict[str, Callable[[Any, Any], None]] = {
-    ".csv": lambda frame, file: frame.to_csv(file, index=False, na_rep="nan"),
+    ".csv": lambda frame, file: frame.to_csv(file, index=False, na_rep="nan", quoting=_quoting(list(frame))),
     ".parquet": lambda frame, file: frame.to_parquet(file, index=False),
 }
 # Endings of scores and of samples; none is a folder.
@@ -70,6 +71,10 @@ def write_samples(
         write_file(path, content.getvalue())
     else:
         names = run.names or [f"column_{i}" for i in range(samples.shape[1])]
+        if each is not None and "class" in names:
+            raise ValueError(
+                "expected no column 'class' in a table with classes: rename it, or write a .npy file"
+            )
         columns: dict[str, Any] = dict(zip(names, samples.T, strict=True))
         write_rows(columns if each is None else {**columns, "class": each}, path)
     return samples
@@ -111,6 +116,10 @@ def check_output(path: Path, endings: Sequence[str], *, overwrite: bool) -> None
     Raises:
         ValueError: The ending is another, the folder is missing, or something is there.
     """
+    try:
+        is_there = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise ValueError(f"could not write to {path}: {error.strerror}") from None
     if path.suffix.lower() not in endings:
         known = [ending or "none (a folder)" for ending in endings]
         raise ValueError(f"expected a file that ends in one of {known}, got {path}")
@@ -119,7 +128,7 @@ def check_output(path: Path, endings: Sequence[str], *, overwrite: bool) -> None
     if path.is_dir():
         if path.suffix or any(path.iterdir()):
             raise ValueError(f"expected a new file or an empty folder to write to, got the folder {path}")
-    elif path.exists() and (not path.suffix or not overwrite):
+    elif is_there and (not path.suffix or not overwrite):
         raise ValueError(f"{path} is there already: choose another --output, or replace it by --overwrite")
 
 
@@ -148,8 +157,15 @@ def _write_images(images: Tensor, folder: Path, grey_levels: int, classes: Seque
     from PIL import Image
 
     arrays = _as_array(images, grey_levels)
-    temporary = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    bad = next((name for name in classes or () if not _is_folder_name(name)), None)
+    if bad is not None:
+        raise ValueError(
+            f"expected classes that can be the names of folders, got {bad!r}: write a .npy file, or other "
+            "classes by --class"
+        )
+    temporary = None
     try:
+        temporary = Path(mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         for i, array in enumerate(arrays):
             inside = temporary if classes is None else temporary / classes[i]
             inside.mkdir(exist_ok=True)
@@ -163,13 +179,28 @@ def _write_images(images: Tensor, folder: Path, grey_levels: int, classes: Seque
             f"could not write {len(arrays)} images to {folder}: {error.strerror or error}"
         ) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_folder_name(name: str) -> bool:
+    """Whether a folder of this name in another is read again as a class, and lies in it."""
+    return bool(name) and not set(name) & set("/\\\0") and name[0] != "." and name not in ("train", "test")
 
 
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _quoting(names: Sequence[str]) -> int:
+    """Whether text is in quotes: names that are numbers would else be taken for a row."""
+    return csv.QUOTE_NONNUMERIC if any(_looks_like_a_number(name) for name in names) else csv.QUOTE_MINIMAL
+
+
+def _looks_like_a_number(name: str) -> bool:
+    return bool(name) and not set(name) - set("0123456789.,+-eE ")
 
 
 def _as_array(samples: Tensor, grey_levels: int | None) -> np.ndarray:

@@ -23,13 +23,15 @@ with needs_fit_extra("pyroflows.plotting"):
 
 __all__ = ["PICTURES", "plot_density", "plot_losses", "plot_posterior", "plot_samples"]
 
-# Endings of pictures.
-PICTURES = tuple(f".{name}" for name in FigureCanvasAgg.get_supported_filetypes())
+# Endings of pictures, but LaTeX's.
+PICTURES = tuple(f".{name}" for name in FigureCanvasAgg.get_supported_filetypes() if name != "pgf")
 # A corner plot of more dimensions would be unreadable.
 _CORNER = 6
 _SCATTERED = 1000
 # Fewer points than this are drawn larger.
 _MANY = 200
+# Characters of a column's name that fit along a panel.
+_LONGEST = 24
 # Red, green and blue of a pixel that is not finite: magenta is in no picture of digits and in few others.
 _NOT_FINITE = torch.tensor([1.0, 0.0, 1.0]).double()
 
@@ -71,7 +73,12 @@ def plot_samples(
         # The fewer points are in front, where the others don't hide them.
         ordered = sorted(panels.items(), key=lambda item: (-len(item[1]), item[0]))
         points = {title: panel[:, :columns] for title, panel in ordered}
-        _save(_corner(points, _column_names(names, columns)), path)
+        figure = _corner(points, _column_names(names, columns))
+        if columns < samples.shape[1]:
+            figure.suptitle(
+                f"the first {columns} of {samples.shape[1]} columns", x=0.02, ha="left", fontsize=9
+            )
+        _save(figure, path)
         return
     figure = _figure(4.5 * len(panels), 4.8)
     for i, (title, images) in enumerate(panels.items()):
@@ -235,7 +242,7 @@ def plot_density(
     size = 2 if len(points) >= _MANY else 6
     axes.scatter(points[:, 0], points[:, 1], s=size, c="white", alpha=0.35, linewidths=0, label="data")
     axes.set(xlabel=labels[0], ylabel=labels[1])
-    axes.legend(facecolor="black", labelcolor="white", markerscale=3)
+    axes.legend(loc="upper left", facecolor="black", labelcolor="white", markerscale=3)
     axes.figure.colorbar(mesh, ax=axes, label="density")
     return axes
 
@@ -248,8 +255,12 @@ def save_density(flow: Flow, data: Tensor, path: str | Path, names: Sequence[str
 
 
 def _column_names(names: Sequence[str] | None, columns: int) -> list[str]:
-    # A dollar sign would begin a formula.
-    return [f"column {i}" if names is None else names[i].replace("$", r"\$") for i in range(columns)]
+    shown = [f"column {i}" if names is None else names[i] for i in range(columns)]
+    # A longer name would run into those beside it, and a dollar sign would begin a formula.
+    shown = [
+        name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}" for name in shown
+    ]
+    return [name.replace("$", r"\$") for name in shown]
 
 
 def _grid(images: Tensor, grey_levels: int | None) -> Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "Batch",
     "Rows",
     "as_batch",
+    "as_context",
     "as_rows",
     "check_data",
     "device_of",
@@ -53,7 +54,15 @@ class Batch(NamedTuple):
 
 def as_batch(batch: Any) -> Batch:
     """What a loader gives, data alone or with their contexts, as a `Batch`."""
-    return Batch(*batch) if isinstance(batch, list | tuple) else Batch(batch)
+    if isinstance(batch, Batch):
+        return batch
+    parts = batch if isinstance(batch, list | tuple) else [batch]
+    if len(parts) > 2:
+        raise ValueError(
+            "expected data alone, or with their contexts, from a Dataset or DataLoader, got "
+            f"{len(parts)} parts"
+        )
+    return Batch(*parts)
 
 
 class Rows(Dataset[Batch]):
@@ -122,16 +131,13 @@ def as_rows(
         data, names = frame_to_table(data, columns=names)
     elif isinstance(data, np.ndarray):
         data = _as_tensor(data, "data")
-    if isinstance(context, np.ndarray):
-        context = _as_tensor(context, "context")
-    if isinstance(context, Tensor) and not (context.is_floating_point() or context.is_complex()):
-        context = context.to(torch.get_default_dtype())
+    context = as_context(context)
     if isinstance(data, Tensor):
         if data.dtype in _UNSIGNED:
             data = data.to(_UNSIGNED[data.dtype])
         is_integer_table = data.dim() == 2 and not (data.is_floating_point() or data.is_complex())
         if is_integer_table and grey_levels is None and data.dtype != torch.bool:
-            data = data.double()
+            data = _as_reals(data)
         rows = Rows(data, context, names=None if names is None else tuple(names))
         return rows if weights is None else _weighted(rows, weights)
     if context is not None:
@@ -151,7 +157,29 @@ def as_rows(
 
 
 # PyTorch can hardly compute with these.
-_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.float64}
+_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+
+
+def _as_reals(table: Tensor) -> Tensor:
+    """A table of integers in double precision."""
+    reals = table.double()
+    if not torch.equal(reals.to(table.dtype), table):
+        raise ValueError(
+            "expected integers that float64 holds exactly, up to 2**53, got larger ones: subtract a number "
+            "from each column"
+        )
+    return reals
+
+
+def as_context(context: Any) -> Any:
+    """Contexts as a tensor of reals."""
+    if is_frame(context):
+        context, _ = frame_to_table(context, where="the context")
+    elif context is not None and not isinstance(context, Tensor):
+        context = _as_tensor(np.asarray(context), "a context")
+    if isinstance(context, Tensor) and not (context.is_floating_point() or context.is_complex()):
+        context = context.to(torch.get_default_dtype())
+    return context
 
 
 def _as_tensor(array: np.ndarray, what: str) -> Tensor:
@@ -166,13 +194,18 @@ def _as_tensor(array: np.ndarray, what: str) -> Tensor:
         )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         array = array.astype(np.float64)
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"expected {what} below 2**63, got {array.max()}: subtract a number")
     array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
     return torch.from_numpy(np.ascontiguousarray(array) if min(array.strides, default=0) < 0 else array)
 
 
 def _weighted(rows: Rows, weights: Any) -> Rows:
     """The rows with weights of mean 1; rows of weight 0 are left out."""
-    weights = torch.as_tensor(np.asarray(weights) if not isinstance(weights, Tensor) else weights)
+    if not isinstance(weights, Tensor):
+        weights = _as_tensor(np.asanyarray(weights), "weights")
+    if weights.is_complex():
+        raise ValueError(f"expected weights of reals, got {weights.dtype}")
     weights = weights.detach().cpu().double()
     if weights.shape != (len(rows),):
         raise ValueError(
@@ -187,7 +220,9 @@ def _weighted(rows: Rows, weights: Any) -> Rows:
     if not len(kept):
         raise ValueError("expected weights of which some are positive, got zeros alone")
     rows = rows.part(kept)
-    rows.weights = (weights[kept] / weights[kept].mean()).to(torch.get_default_dtype())
+    # The sum of large weights could overflow.
+    weights = weights[kept] / weights.max()
+    rows.weights = (weights / weights.mean()).to(torch.get_default_dtype())
     return rows
 
 
@@ -231,7 +266,11 @@ def device_of(flow: Flow) -> torch.device:
 def grey_levels_of(data: Any) -> int | None:
     """The number of grey levels of images whose dtype tells it: 65,536 of 16 bits; otherwise `None`."""
     is_image = isinstance(data, np.ndarray | Tensor) and data.ndim > 2
-    return 2**16 if is_image and data.dtype in (np.uint16, torch.uint16) else None
+    if not is_image:
+        return None
+    # An array may have another byte order.
+    is_wide = data.dtype == torch.uint16 if isinstance(data, Tensor) else data.dtype.str[1:] == "u2"
+    return 2**16 if is_wide else None
 
 
 def check_data(
@@ -252,6 +291,8 @@ def check_data(
         data, context, _ = first_batch(rows, 1, seed=0)
     if data.is_complex() or data.dtype == torch.bool:
         raise ValueError(f"expected data of reals or integers, got {data.dtype}")
+    if data.layout != torch.strided:
+        raise ValueError(f"expected dense data, got {data.layout}: convert them by `to_dense()`")
     event_shape = tuple(flow.transform.event_shape)
     if data.dim() != 1 + len(event_shape) or tuple(data.shape[1:]) != event_shape:
         raise ValueError(
@@ -264,6 +305,8 @@ def check_data(
         _check_finite(data, rows.names if isinstance(rows, Rows) else None)
         return None
     grey_levels = 256 if grey_levels is None else grey_levels
+    if not isinstance(grey_levels, int) or grey_levels < 2:
+        raise ValueError(f"expected grey_levels as a whole number of at least 2, got {grey_levels!r}")
     low, high = int(data.min()), int(data.max())
     if low < 0 or high >= grey_levels:
         raise ValueError(f"expected integers 0 to {grey_levels - 1}, got {low} to {high}: set grey_levels")

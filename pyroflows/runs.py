@@ -15,7 +15,7 @@ from torch import Tensor
 from pyroflows._renamed import renamed
 from pyroflows.baseline import Gaussian
 from pyroflows.distributions import Dequantized, Flow
-from pyroflows.rows import AnyRows, Batch, as_rows, check_data, device_of, in_batches
+from pyroflows.rows import AnyRows, Batch, as_context, as_rows, check_data, device_of, in_batches
 from pyroflows.saving import build_flow, flow_config, save_flow
 from pyroflows.state import damaged, read_state
 from pyroflows.tables import Grid
@@ -73,9 +73,7 @@ class Run:
         """
         if self.grey_levels is not None:
             return self._of_integers(batch.context).dequantize(batch.data)
-        data = batch.data
-        if not self.flow.transform._takes_any_dtype:
-            data = data.to(next(self.flow.parameters()).dtype)
+        data = self._in_own_dtype(batch.data)
         if self.grid is None:
             return data
         return self.grid.blur(data) if offset is None else data + offset.to(data)
@@ -83,7 +81,7 @@ class Run:
     def log_density(self, batch: Batch, offset: Tensor | None = None) -> Tensor:
         """Log density of each datum in nats, `(N,)`, by one draw of the noise; arguments as of `reals`."""
         if self.grey_levels is None:
-            return self.flow(batch.context).log_prob(self.reals(batch, offset))
+            return self._given(batch.context).log_prob(self.reals(batch, offset))
         return self._of_integers(batch.context).log_prob(batch.data)
 
     def log_prob(
@@ -113,6 +111,7 @@ class Run:
                 is no such class.
         """
         if labels is not None:
+            _check_alone(labels, context)
             context = self._one_hot(labels)
         rows = as_rows(data, context, self.grey_levels, names=self.names)
         check_data(self.flow, rows, self.grey_levels, self.noise)
@@ -130,12 +129,13 @@ class Run:
         offsets: Sequence[Tensor | None] = [None] * (1 if self.grey_levels is None else draws)
         if self.grid is not None:
             offsets = list(self.grid.offsets(draws))
+
+        def mean_of(batch: Batch) -> Tensor:
+            return torch.stack([self.log_density(batch, offset) for offset in offsets]).mean(0)
+
         at_once = max(_BATCH, _AT_ONCE // (4 * self.flow.transform.event_shape.numel()))
-        each = [
-            torch.cat([self.log_density(batch.to(device), offset) for batch in in_batches(rows, at_once)])
-            for offset in offsets
-        ]
-        return torch.stack(each).mean(0)
+        # All draws of a batch together: a loader may give other batches the next time.
+        return torch.cat([mean_of(batch.to(device)) for batch in in_batches(rows, at_once)])
 
     def score_rows(self, rows: AnyRows, draws: int = 10) -> float:
         """The mean negative log density of rows that were checked, by their weights, in `unit`."""
@@ -151,9 +151,7 @@ class Run:
         return nats / (self.flow.transform.event_shape.numel() * math.log(2))
 
     @torch.no_grad()
-    def sample(
-        self, n: int, temperature: float = 1.0, *, label: Any = None, context: Tensor | None = None
-    ) -> Tensor:
+    def sample(self, n: int, temperature: float = 1.0, *, label: Any = None, context: Any = None) -> Tensor:
         """Data, `(n, *event_shape)`: integers if it has grey levels, on the grid if it has one.
 
         Args:
@@ -166,7 +164,7 @@ class Run:
             FloatingPointError: A sample that should be of integers is not finite.
             ValueError: There is no such class, or a context is missing.
         """
-        parts = self._distributions(n, temperature, label, context)
+        parts = self._distributions(n, temperature, label, as_context(context))
         if self.grey_levels is not None:
             grey_levels = self.grey_levels
             return torch.cat([Dequantized(part, grey_levels).sample(shape) for part, shape in parts])
@@ -183,6 +181,10 @@ class Run:
 
     def _distributions(self, n: int, temperature: float, label: Any, context: Tensor | None) -> list[Any]:
         """Distributions and sample shapes that give `n` samples together, a part at a time."""
+        if label is not None:
+            _check_alone(label, context)
+        if context is not None and len(context) != n:
+            raise ValueError(f"expected {n} contexts, one of each sample, got {len(context)}")
         if label is not None or (context is None and self.classes is not None):
             classes = self.classes or ()
             names = [label] * n if label is not None else [classes[i % len(classes)] for i in range(n)]
@@ -192,23 +194,31 @@ class Run:
         if context is None:
             together = self.flow(temperature=temperature)
             return [(together, (size,)) for size in sizes]
-        given = context.to(device_of(self.flow)).split(at_once)
+        given = self._in_own_dtype(context.to(device_of(self.flow))).split(at_once)
         return [(self.flow(part, temperature=temperature), ()) for part in given]
 
     def _of_integers(self, context: Tensor | None) -> Dequantized:
         assert self.grey_levels is not None
-        return Dequantized(self.flow(context), self.grey_levels, self.noise)
+        return Dequantized(self._given(context), self.grey_levels, self.noise)
+
+    def _given(self, context: Tensor | None) -> Any:
+        return self.flow(None if context is None else self._in_own_dtype(context))
+
+    def _in_own_dtype(self, x: Tensor) -> Tensor:
+        """Reals in the flow's precision, unless it takes any and keeps their digits."""
+        return x if self.flow.transform._takes_any_dtype else x.to(next(self.flow.parameters()).dtype)
 
     def _one_hot(self, labels: Sequence[Any]) -> Tensor:
         """The contexts of classes by their names."""
         if self.classes is None:
             raise ValueError("expected no class, as this flow was fitted without classes")
         numbers = {name: i for i, name in enumerate(self.classes)}
-        unknown = sorted({str(label) for label in labels} - set(numbers))
+        labels = [str(label) for label in (labels.tolist() if isinstance(labels, Tensor) else labels)]
+        unknown = sorted(set(labels) - set(numbers))
         if unknown:
             raise ValueError(f"expected classes among {list(self.classes)}, got {unknown[0]!r}")
         one_hot = torch.eye(len(self.classes), dtype=next(self.flow.parameters()).dtype)
-        return one_hot[[numbers[str(label)] for label in labels]]
+        return one_hot[[numbers[label] for label in labels]]
 
     def config(self) -> dict[str, Any]:
         """What the run is made of, without its weights: plain values, for a checkpoint.
@@ -266,9 +276,18 @@ class Run:
                     "--resume (resume=True)",
                     stacklevel=2,
                 )
+            elif found[-1].name == LAST and found[-1].stat().st_mtime > found[0].stat().st_mtime:
+                warnings.warn(
+                    f"the run in {path} goes on: its {CHECKPOINT} of before is read, as {BEST} may be better",
+                    stacklevel=2,
+                )
             file = found[0]
         state = read_state(file)
-        if "state_dict" in state and state.get("run") is None:
+        if "state_dict" in state and "run" not in state:
+            raise ValueError(
+                f"{file} is of an older pyroflows, whose checkpoints tell no flow: resume its fit"
+            )
+        if "state_dict" in state and state["run"] is None:
             raise ValueError(
                 f"{file} does not tell what its flow is made of, which has classes that are not pyroflows': "
                 "build it again, and resume the fit"
@@ -305,6 +324,11 @@ class Run:
 
 
 Run.__init__ = renamed(levels="grey_levels")(Run.__init__)  # type: ignore[method-assign]
+
+
+def _check_alone(label: Any, context: Any) -> None:
+    if context is not None:
+        raise ValueError(f"expected a class or a context, got both: the class {str(label)[:40]} is a context")
 
 
 def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +74,22 @@ def write_file(path: str | Path, content: bytes) -> None:
     Raises:
         ValueError: It can't be written: what was there before is left as it was.
     """
-    path = Path(path)
+    # A link stays one.
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         # What a process left that was killed while it wrote.
         for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
-            left.unlink(missing_ok=True)
+            if left.name.removeprefix(f"{path.name}.").removesuffix(".tmp").isdecimal():
+                left.unlink(missing_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ValueError(
             f"could not write {len(content):,} bytes to {path}: {error.strerror or error}; what was written "
             "before is still there"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ __all__ = ["Grid", "check_table", "column_numbers"]
 _SAME = 1e-5
 # An eigenvalue of the correlations below this is 0, up to rounding.
 _SINGULAR = 1e-10
+# The square of a larger value could overflow, and of a smaller difference underflow.
+_LARGEST = 1e150
 # What is further out than this, in units of the bulk, is not looked at closely.
 _FAR = 30.0
 # Beyond this every float32 is a whole number.
@@ -34,7 +38,7 @@ def column_numbers(
     for column in columns:
         if str(column) in numbers:
             found.append(numbers[str(column)])
-        elif str(column).lstrip("-").isdigit() and -size <= int(column) < size:
+        elif re.fullmatch(r"-?\d+", str(column)) and -size <= int(column) < size:
             found.append(int(column) % size)
         else:
             there = f"a column of 0 to {size - 1}" if names is None else f"one of the columns {list(names)}"
@@ -61,6 +65,18 @@ def check_table(
         ValueError: A column is constant, or two are the same up to a shift and a scale.
     """
     table = table.detach().cpu().double()
+    far = (table.abs().amax(0) > _LARGEST).nonzero().flatten().tolist()
+    if far:
+        raise ValueError(
+            f"expected values up to {_LARGEST:g}, got larger ones in {_called(far, names)}: divide them"
+        )
+    near = ((table.amax(0) - table.amin(0)) < 1 / _LARGEST) & (table != table[0]).any(0)
+    if near.any():
+        close = near.nonzero().flatten().tolist()
+        raise ValueError(
+            f"expected values that differ by more than {1 / _LARGEST:g}, got {_called(close, names)}: "
+            "multiply them"
+        )
     constant = (table == table[0]).all(0).nonzero().flatten().tolist()
     if constant:
         raise ValueError(
@@ -68,7 +84,7 @@ def check_table(
             "which has no density: leave it out"
         )
     # In units of the bulk: beside single far rows all columns would look alike.
-    standard = (table - table.quantile(0.5, 0)) / _bulk(table)
+    standard = (table - _quantile(table, 0.5)) / _bulk(table)
     correlation = torch.atleast_2d(standard.clamp(-_FAR, _FAR).T.corrcoef())
     # With two rows all columns are alike.
     alike = (correlation.abs().triu(1) > 0.999).nonzero().tolist() if len(table) > 2 else []
@@ -100,8 +116,13 @@ def check_table(
 
 def _bulk(table: Tensor) -> Tensor:
     """The spread of each column, about its median, that single far rows do not change."""
-    spread = (table - table.quantile(0.5, 0)).abs().quantile(0.75, 0)
+    spread = _quantile((table - _quantile(table, 0.5)).abs(), 0.75)
     return torch.where(spread > 0, spread, table.std(0, correction=0))
+
+
+def _quantile(table: Tensor, part: float) -> Tensor:
+    # PyTorch's takes no more than 16 million values.
+    return torch.from_numpy(np.quantile(table.numpy(), part, axis=0))
 
 
 def _are_same(x: Tensor, y: Tensor) -> bool:

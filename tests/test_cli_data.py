@@ -276,3 +276,68 @@ def test_a_package_that_is_missing_is_named(
     _table().to_csv(tmp_path / "x.csv")
     monkeypatch.setitem(sys.modules, "pandas", None)
     assert "pip install 'pyroflows[tables]'" in call("fit", tmp_path / "x.csv", status=2)
+
+
+def test_a_table_with_classes(call: Call, tmp_path: Path) -> None:
+    """The classes are a column of the file, of what is written too."""
+    frame = _table()[["height", "weight"]].assign(**{"class": np.where(np.arange(N) % 3, "adult", "child")})
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    run = tmp_path / "run"
+    assert "class" in call("fit", tmp_path / "people.csv", "--out", run, status=2)
+    call("fit", tmp_path / "people.csv", "--classes", "--out", run, "--max-epochs", 2)
+    for name in ("rows.csv", "rows.parquet"):
+        call("sample", run, "-n", 9, "-o", tmp_path / name)
+        assert "nats" in call("score", run, tmp_path / name)
+    call("sample", run, "-n", 9, "--class", "adult", "-o", tmp_path / "adults.csv")
+    out = call("score", run, tmp_path / "adults.csv", "--per-row")
+    assert out.splitlines()[0] == "row,class,log_prob"
+    call("score", run, tmp_path / "people.csv", "--per-row", "-o", tmp_path / "scores.csv")
+    want = Run.load(run).log_prob(frame[["height", "weight"]], labels=frame["class"])
+    np.testing.assert_allclose(_log_densities(tmp_path / "scores.csv"), want, atol=1e-5)
+    frame[frame["class"] == "child"].to_csv(tmp_path / "children.csv", index=False)
+    assert "two classes" in call("fit", tmp_path / "children.csv", "--classes", status=2)
+
+
+def test_columns_of_an_array_are_not_forgotten(call: Call, tmp_path: Path) -> None:
+    data, run = tmp_path / "x.npy", tmp_path / "run"
+    table = np.random.default_rng(0).normal(size=(60, 2)) * [1, 100]
+    np.save(data, table)
+    call("fit", data, "--columns", "1,0", "--out", run, "--max-epochs", 1)
+    assert "fitted to the columns 1,0 of an array" in call("score", run, data, status=2)
+    value = float(call("score", run, data, "--columns", "1,0").split()[0])
+    assert value == pytest.approx(-Run.load(run).log_prob(table[:, ::-1]).mean().item(), abs=1e-3)
+
+
+def test_columns_by_number_and_with_commas(call: Call, tmp_path: Path) -> None:
+    frame = _table().rename(columns={"height": "height, cm"})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    for columns in ("1,2", '"height, cm",weight'):
+        call(
+            "fit", tmp_path / "x.csv", "--columns", columns, "--out", tmp_path / "run", "--max-epochs", 1,
+            "--overwrite",
+        )  # fmt: skip
+        assert Run.load(tmp_path / "run").names == ("height, cm", "weight")
+
+
+def test_options_that_do_not_suit(call: Call, tmp_path: Path) -> None:
+    _table()[["height", "weight"]].to_csv(tmp_path / "x.csv", index=False)
+    call("fit", tmp_path / "x.csv", "--out", tmp_path / "run", "--max-epochs", 1)
+    cases = [
+        (("score", tmp_path / "run", tmp_path / "x.csv", "--crop"), "--crop is for images"),
+        (("score", tmp_path / "run", tmp_path / "x.csv", "--drop-alpha"), "drop_alpha is for folders"),
+        (("fit", tmp_path / "x.csv", "--skip-bad"), "skip_bad is for folders"),
+        (("fit", tmp_path / "x.csv", "--hidden-features", "0"), "hidden_features of at least 1"),
+        (("fit", tmp_path / "x.csv", "--devices", 0), "devices is a number of processes"),
+        (("fit", tmp_path / "x.csv", "--seed", 2**60), "expected a seed of 0 to"),
+        (("sample", tmp_path / "run", "--temperature", "inf", "-o", tmp_path / "x.png"), "that is finite"),
+    ]
+    for arguments, message in cases:
+        assert message in call(*arguments, status=2)
+
+
+def test_an_earlier_log_is_kept(call: Call, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(100, 2)))
+    arguments = ("fit", tmp_path / "x.npy", "--out", tmp_path / "run", "--log", "csv")
+    call(*arguments, "--max-epochs", 2)
+    call(*arguments, "--max-epochs", 4, "--resume")
+    assert {"log", "log_2"} <= {path.name for path in (tmp_path / "run").iterdir()}

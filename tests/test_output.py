@@ -143,3 +143,37 @@ def test_any_real_is_written_exactly(tmp_path_factory, values: list[float]) -> N
 def test_rows_go_to_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     write_rows({"row": range(2), "log_prob": torch.tensor([-1.5, -torch.inf])}, None)
     assert capsys.readouterr().out == "row,log_prob\n0,-1.5\n1,-inf\n"
+
+
+@pytest.mark.parametrize("name", ["..", "../outside", "/tmp/outside", "a/b", "", ".hidden", "train", "nul\0"])
+def test_a_class_is_no_path(name: str, tmp_path: Path) -> None:
+    """Class names come from files that others wrote."""
+    run = Run(_image_run(1, 256, context_dim=2).flow, 256, classes=(name, "dog"))
+    (tmp_path / "0.png").write_text("kept")
+    with pytest.raises(ValueError, match="expected classes that can be the names of folders"):
+        write_samples(run, tmp_path / "images", 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
+    write_samples(run, tmp_path / "dogs", 2, label="dog")
+
+
+def test_a_link_stays_one_and_is_no_free_name(tmp_path: Path) -> None:
+    link, file = tmp_path / "link.csv", tmp_path / "file.csv"
+    link.symlink_to(file)
+    with pytest.raises(ValueError, match="is there already"):
+        check_output(link, SAMPLES, overwrite=False)
+    write_samples(_table_run(), link, 3)
+    assert link.is_symlink()
+    assert len(pd.read_csv(file)) == 3
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".csv", "x" * 300])
+def test_a_name_that_is_too_long(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="could not write to"):
+        check_output(tmp_path / name, SAMPLES, overwrite=False)
+
+
+@pytest.mark.parametrize("names", [("0", "1", "2"), ("5.1", "b", "c"), ("a;b;c;d", "e,f", "g|h")])
+def test_names_that_look_like_something_else(names: tuple[str, ...], tmp_path: Path) -> None:
+    run = Run(_table_run().flow, names=names)
+    write_samples(run, tmp_path / "rows.csv", 4)
+    assert load(tmp_path / "rows.csv").names == names

@@ -256,3 +256,43 @@ def test_a_file_from_before_the_grey_levels_had_their_name(tmp_path: Path) -> No
     state["extra"] = {"levels": state["extra"]["grey_levels"]}
     write_state(state, tmp_path / "flow.safetensors")
     assert Run.load(tmp_path).grey_levels == 17
+
+
+def test_each_draw_of_a_loader_is_of_the_same_rows() -> None:
+    """A loader that shuffles gives other batches each time."""
+    torch.manual_seed(0)
+    flow = Flow(glow((1, 4, 4), levels=1, steps=1, hidden_channels=8)).eval()
+    images = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8)
+    # One row is far from all others.
+    images[0] = 255
+    images[1:] //= 8
+    run = Run(flow, grey_levels=256)
+    loader = torch.utils.data.DataLoader(images, batch_size=4, shuffle=True)
+    got, want = run.log_prob(loader).sort().values, run.log_prob(images).sort().values
+    torch.testing.assert_close(got, want, atol=0.5, rtol=0)
+
+
+def test_contexts_of_any_kind() -> None:
+    context = torch.linspace(0, 1, 6)[:, None]
+    run = Run(_flow(context_dim=1))
+    want = run.log_prob(TABLE, context=context)
+    frame = pd.DataFrame(context.numpy(), columns=["dose"])
+    for given in (frame, pl.DataFrame(frame), context.tolist(), context.numpy().astype(">f8")):
+        torch.testing.assert_close(run.log_prob(TABLE, context=given), want)
+        assert run.sample(6, context=given).shape == (6, 2)
+    with pytest.raises(ValueError, match="expected 7 contexts, one of each sample, got 6"):
+        run.sample(7, context=context)
+    with pytest.raises(ValueError, match="a class or a context, got both"):
+        Run(_flow(context_dim=2), classes=("a", "b")).log_prob(TABLE, labels=["a"] * 6, context=context)
+
+
+def test_more_levels_than_a_byte_has() -> None:
+    flow = Flow(glow((1, 4, 4), levels=1, steps=1, hidden_channels=8)).eval()
+    images = torch.full((3, 1, 4, 4), 255, dtype=torch.uint8)
+    run = Run(flow, grey_levels=300)
+    torch.testing.assert_close(run.log_prob(images), run.log_prob(images.long()))
+    big_endian = images.numpy().astype(">u2")
+    options = {"max_epochs": 1, "val_fraction": 0, "progress_bar": False}
+    for data in (big_endian, big_endian.astype("<u2"), torch.tensor(images.numpy().astype(np.uint16))):
+        assert fit(flow, data, **options).run.grey_levels == 2**16
+    assert fit(flow, images.numpy().astype(np.uint64), **options).run.grey_levels == 256

@@ -48,8 +48,8 @@ def load(
         key: The array of a `.npz` that is taken as `x`.
         drop_alpha: Leave out the transparency of a folder's images.
         skip_bad: Leave out images of a folder that can't be read or are of another size, and say which.
-        classes: Whether the data must have classes: the digits' own, `y` in an `.npz`, or the subfolders of a
-            folder of images.
+        classes: Whether the data must have classes: the digits' own, `y` in an `.npz`, the subfolders of a
+            folder of images, or the column `class` or `y` of a table in a file, which is then no part of it.
 
     Raises:
         ValueError: There is no such data or file, or it is not of that kind, or holds anything that would be
@@ -62,18 +62,20 @@ def load(
         (torch.Size([1500, 1, 8, 8]), torch.Size([297, 1, 8, 8]), 17)
     """
     if name in NAMES:
-        _check_options(str(name), columns=columns, key=key, classes=classes and name != "digits")
+        options = {"columns": columns, "key": key, "drop_alpha": drop_alpha, "skip_bad": skip_bad}
+        _check_options(str(name), **options, classes=classes and name != "digits")
         return load_named(str(name))
     path = _existing(name)
     ending = _ending(path)
     if path.is_dir():
         _check_options(f"the folder {path}", columns=columns, key=key)
         return load_folder(path, skip_bad, drop_alpha, classes)
+    _check_options(str(path), drop_alpha=drop_alpha, skip_bad=skip_bad)
     if ending in _ARRAYS:
         _check_options(str(path), key=key if ending == ".npy" else None)
         return load_arrays(path, columns, key, classes)
-    _check_options(str(path), key=key, classes=classes)
-    return load_parquet(path, columns) if ending in _PARQUET else load_csv(path, columns)
+    _check_options(str(path), key=key)
+    return (load_parquet if ending in _PARQUET else load_csv)(path, columns, classes)
 
 
 def has_names(name: str | Path) -> bool:
@@ -119,7 +121,9 @@ def _ending(path: Path) -> str:
 _PURPOSES = {
     "columns": "tables in .csv, .tsv, .parquet, .npz or .npy files",
     "key": ".npz files",
-    "classes": "the digits, a .npz with an array 'y' (or 'y_train' and 'y_test'), or a folder of folders",
+    "drop_alpha": "folders of images",
+    "skip_bad": "folders of images",
+    "classes": "the digits, tables with a column 'class' or 'y', a .npz with 'y', or a folder of folders",
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +22,10 @@ __all__ = ["GREY_LEVELS", "load_arrays"]
 GREY_LEVELS = {torch.uint8: 256, torch.int32: 65_536}
 
 
+# Where the labels of an array are.
+_LABELS = {"x": ("y_train", "y"), "x_train": ("y_train", "y"), "x_test": ("y_test",)}
+
+
 def load_arrays(
     path: Path, columns: Sequence[str | int] | None = None, key: str | None = None, classes: bool = False
 ) -> Data:
@@ -38,7 +40,7 @@ def load_arrays(
                 train, test = train.double(), test.double()
             check_parts(train, test, str(path))
         labels = index_labels(
-            partial(_labels, arrays, ("y_train", "y"), len(train), path),
+            partial(_labels, arrays, _LABELS.get(train_name, ("y",)), len(train), path),
             None if test is None else partial(_labels, arrays, ("y_test",), len(test), path),
             str(path),
             required=classes,
@@ -70,15 +72,8 @@ def _readable(where: str) -> Iterator[None]:
     """Name the file or array in what is said of a fault."""
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    # A damaged file can make its parser raise anything.
+    except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         # NumPy's own advice would run code that the file holds.
         if "Object arrays" in reason:

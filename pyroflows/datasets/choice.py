@@ -52,10 +52,13 @@ def _number(column: str | int, names: Sequence[str], where: str) -> int:
             )
         return int(column)
     exact = [i for i, name in enumerate(names) if name == column]
+    # A number in text, as on the command line.
+    if not exact and str(column).isdecimal() and int(column) < len(names):
+        return int(column)
     found = exact or [i for i, name in enumerate(names) if name.strip() == str(column).strip()]
     if not found or not str(column).strip():
         raise ValueError(
-            f"expected names of columns of {where} as columns (capitals matter), got {column!r}: "
+            f"expected the name of a column of {where} (capitals matter), got {column!r}: "
             f"there are {listed([name for name in names if name])}"
         )
     if len(found) > 1:

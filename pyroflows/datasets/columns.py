@@ -80,9 +80,12 @@ def _message(wanted: Sequence[Column], columns: Sequence[Column], where: str) ->
     advice = list(fault.advice)
     if usable:
         shown = f": {', '.join(map(repr, usable))}" if len(usable) <= _SUGGESTED else ""
-        advice.append(f"choose other columns by columns (--columns on the command line){shown}")
+        advice.append(f"choose other columns (--columns on the command line){shown}")
     told = ", or ".join(advice)
-    return f"expected {fault.expected} in {_called(column)} of {where}, got {fault.got}: {told}"
+    others = dict.fromkeys(_called(other) for other in wanted if other.position in faults)
+    others.pop(_called(column))
+    more = f" (and faults in {', '.join([*others][:_SUGGESTED])})" if others else ""
+    return f"expected {fault.expected} in {_called(column)} of {where}, got {fault.got}{more}: {told}"
 
 
 def _called(column: Column) -> str:

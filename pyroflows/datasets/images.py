@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,10 @@ from pyroflows.datasets.labels import index_labels
 from pyroflows.datasets.pixels import decode, to_pixels
 
 __all__ = ["load_folder"]
+
+_PARTS = ("train", "test")
+# Endings of images that are not read.
+_OTHERS = (".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,13 @@ def load_folder(path: Path, skip_bad: bool = False, drop_alpha: bool = False, cl
     test = _read(path / "test", skip_bad, drop_alpha) if has_parts else None
     if test is not None:
         check_parts(train.images, test.images, str(path))
+        beside = [file for file in _image_files(path) if file.relative_to(path).parts[0] not in _PARTS]
+        if beside:
+            raise ValueError(
+                f"expected the images of {path} in its subfolders train and test alone, got {beside[0]}: "
+                "move it into one of them"
+            )
+    _warn_of_equal_channels(train.images, path)
     labels = index_labels(
         partial(_classes, train),
         None if test is None else partial(_classes, test),
@@ -95,13 +108,29 @@ def _read(folder: Path, skip_bad: bool, drop_alpha: bool) -> _Part:
 
 def _image_files(folder: Path) -> list[Path]:
     """Images in a folder and its subfolders; hidden ones, as notebooks' copies, are no data."""
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in (".png", ".jpg", ".jpeg")
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and not file.is_dir()
-    )
+    files = [file for file in _walk(folder) if not file.name.startswith(".")]
+    others = [file for file in files if file.suffix.lower() in _OTHERS]
+    if others:
+        warnings.warn(
+            f"{len(others)} images in {folder} are left out, as they are neither PNG nor JPEG, such as "
+            f"{others[0]}: convert them",
+            stacklevel=5,
+        )
+    return sorted(file for file in files if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its subfolders, those behind links too."""
+    seen = set()
+    for path, names, files in os.walk(folder, followlinks=True):
+        # A link may lead back.
+        real = os.path.realpath(path)
+        if real in seen:
+            names.clear()
+            continue
+        seen.add(real)
+        names[:] = [name for name in names if not name.startswith(".")]
+        yield from (Path(path) / name for name in files)
 
 
 def _stacked(images: Sequence[np.ndarray]) -> Tensor:
@@ -112,6 +141,15 @@ def _stacked(images: Sequence[np.ndarray]) -> Tensor:
     # Torch can do little with integers of 16 bits without a sign.
     tensor = torch.from_numpy(stacked if stacked.dtype == np.uint8 else stacked.astype(np.int32))
     return (tensor.movedim(-1, 1) if tensor.dim() == 4 else tensor[:, None]).contiguous()
+
+
+def _warn_of_equal_channels(images: Tensor, path: Path) -> None:
+    if images.shape[1] == 3 and bool((images == images[:, :1]).all()):
+        warnings.warn(
+            f"the three channels of all images in {path} are equal, so they have no joint density: convert "
+            "them to grey images",
+            stacklevel=4,
+        )
 
 
 def _size(pixels: np.ndarray) -> tuple[int, int]:

@@ -40,10 +40,6 @@ def index_labels(
     labels = Labels()
     with nullcontext() if required else suppress(ValueError):
         values, indices = np.unique(train(), return_inverse=True)
-        if required and len(values) < 2:
-            raise ValueError(
-                f"expected at least two classes in {where}, got {str(values[0])!r} alone: fit without classes"
-            )
         labels = Labels(train=torch.tensor(indices), classes=tuple(map(str, values)))
         if test is not None:
             labels = replace(labels, test=_indices(test(), values, where))

@@ -26,11 +26,12 @@ def decode(file: Path) -> Image:
         ValueError: Pillow can't read it.
     """
     with needs_fit_extra("images"):
-        from PIL import Image
+        from PIL import Image, ImageOps
     try:
         with Image.open(file) as image:
             image.load()
-            return image
+            # Cameras store turned photographs as they lie on the sensor.
+            return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from None
 

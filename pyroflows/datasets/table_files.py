@@ -10,26 +10,28 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 from pyroflows._extras import needs_extra
 from pyroflows.datasets.data import Data
 from pyroflows.datasets.frames import frame_to_table
+from pyroflows.datasets.labels import check_labels, index_labels
 
 __all__ = ["load_csv", "load_parquet"]
 
-_DELIMITERS = ",;\t|"
+_DELIMITERS = "\t;|,"
+# Names of a column of classes.
+_LABELS = ("class", "y")
 
 
-def load_csv(path: Path, columns: Sequence[str | int] | None = None) -> Data:
+def load_csv(path: Path, columns: Sequence[str | int] | None = None, classes: bool = False) -> Data:
     """The table of a CSV file, the first line of which names the columns."""
-    frame = _read_csv(path)
-    table, names = frame_to_table(frame, columns, str(path))
-    return Data(table, None, None, names=names)
+    return _as_data(_read_csv(path), path, columns, classes)
 
 
-def load_parquet(path: Path, columns: Sequence[str | int] | None = None) -> Data:
+def load_parquet(path: Path, columns: Sequence[str | int] | None = None, classes: bool = False) -> Data:
     """The table of a Parquet file."""
     with needs_extra("a Parquet file", "tables"):
         import pandas  # noqa: F401
@@ -38,10 +40,37 @@ def load_parquet(path: Path, columns: Sequence[str | int] | None = None) -> Data
     try:
         # Not through pandas, which refuses columns of one name in a message of its own.
         frame = pyarrow.parquet.ParquetFile(path).read().to_pandas()
-    except (OSError, pyarrow.ArrowException) as error:
+    # Damaged metadata can make pyarrow raise anything.
+    except Exception as error:
         raise _unreadable("a Parquet file", path, error) from None
-    table, names = frame_to_table(frame, columns, str(path))
-    return Data(table, None, None, names=names)
+    # An index with names was a column for whoever wrote the file.
+    if any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()
+    return _as_data(frame, path, columns, classes)
+
+
+def _as_data(frame: Any, path: Path, columns: Sequence[str | int] | None, classes: bool) -> Data:
+    """The table of a frame, and the classes in one of its columns if they are wanted."""
+    if not classes:
+        table, names = frame_to_table(frame, columns, str(path))
+        return Data(table, None, None, names=names)
+    column = next((name for name in _LABELS if name in frame.columns), None)
+    if column is None:
+        raise ValueError(
+            f"expected a column {' or '.join(map(repr, _LABELS))} of classes in {path}, got none: name it so"
+        )
+    values = frame[column]
+    if values.isna().any():
+        row = int(values.isna().to_numpy().argmax())
+        raise ValueError(
+            f"expected a class in each row of column {column!r} of {path}, got none in row {row}"
+        )
+    array = values.to_numpy()
+    array = array.astype(str) if array.dtype.kind == "O" else array
+    where = f"in column {column!r} of {path}"
+    labels = index_labels(lambda: check_labels(array, len(frame), where), None, str(path), required=True)
+    table, names = frame_to_table(frame.drop(columns=column), columns, str(path))
+    return Data(table, None, None, labels.train, names=names, classes=labels.classes)
 
 
 def _read_csv(path: Path) -> Any:
@@ -129,10 +158,20 @@ def _header(text: TextIO, path: Path) -> tuple[list[str], str]:
     tab_first = ".tsv" in path.name.lower()
     delimiters = sorted(_DELIMITERS, key=lambda delimiter: delimiter == "\t", reverse=tab_first)
     headers = {delimiter: next(_records(io.StringIO(line), delimiter)) for delimiter in delimiters}
-    for header in headers.values():
-        _check_header(header, path)
-    delimiter = max(headers, key=lambda delimiter: len(headers[delimiter]))
+    row = _first_row(path, after=line.count("\n"))
+    agree = [each for each in delimiters if 1 < len(headers[each]) == len(next(_records([row], each), []))]
+    # Commas are common inside names and numbers, the others hardly ever.
+    delimiter = min(agree, key=_DELIMITERS.index) if agree else max(headers, key=lambda d: len(headers[d]))
+    # A number in quotes is meant as a name.
+    _check_header([name for name in headers[delimiter] if f'"{name}"' not in line], path)
     return headers[delimiter], delimiter
+
+
+def _first_row(path: Path, after: int) -> str:
+    """The line that follows the header, which ends after so many lines that are not blank."""
+    with _opened(path) as text:
+        lines = (line for line in text if line.strip())
+        return next(islice(lines, max(after, 1), None), "")
 
 
 def _records(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:

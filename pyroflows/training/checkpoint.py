@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,31 @@ class SafeCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         # Lightning moves what it restores to the device; until then it stays on the CPU.
-        return read_state(path)
+        checkpoint = read_state(path)
+        callbacks = checkpoint.get("callbacks", {})
+        checkpoint["callbacks"] = {
+            name: _moved(state, Path(path).parent) for name, state in callbacks.items()
+        }
+        return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _moved(state: Any, folder: Path) -> Any:
+    """The state of a callback that saves, with the folder where its files are now.
+
+    `ModelCheckpoint` forgets the best score so far if its folder is another, such as one that was renamed.
+    """
+    if not isinstance(state, dict) or "dirpath" not in state:
+        return state
+    before, now = str(state["dirpath"]), os.path.realpath(folder)
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {moved(key): moved(part) for key, part in value.items()}
+        return (
+            now + value.removeprefix(before) if isinstance(value, str) and value.startswith(before) else value
+        )
+
+    return moved(state)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyroflows._extras import needs_fit_extra
+from pyroflows.config import same_config
 from pyroflows.distributions import Flow
 from pyroflows.rows import AnyRows, as_batch
 from pyroflows.runs import Run
@@ -187,7 +188,11 @@ class DensityModule(SVIModule):
             options.pop("max_epochs"), own.pop("max_epochs")
         same_data = options.pop("data", None) == own.pop("data", None)
         if options != own:
-            raise ValueError(f"the run was started with {options}: go on with these, not with {own}")
+            names = [name for name in own if options.get(name) != own[name]]
+            then, now = (", ".join(f"{name}={some.get(name)}" for name in names) for some in (options, own))
+            raise ValueError(
+                f"the run in {folder} was started with {then}, got {now}: go on with the same options"
+            )
         if not same_data:
             raise ValueError(f"the run in {folder} was started with other data: choose another folder")
         theirs, ours = (
@@ -198,6 +203,18 @@ class DensityModule(SVIModule):
             names = sorted(name for name, _ in theirs.items() ^ ours.items())
             raise ValueError(
                 f"the run in {folder} has another flow, which differs in {names[0]}: build the same flow, or "
+                "choose another folder"
+            )
+        their_config = checkpoint.get("run")
+        for name in ("grey_levels", "classes", "names"):
+            if not their_config or not self._config:
+                continue
+            then, now = their_config["extra"][name], self._config["extra"][name]
+            if then != now:
+                raise ValueError(f"the run in {folder} was started with {name}={then}, got {now}")
+        if their_config and self._config and not same_config(their_config["flow"], self._config["flow"]):
+            raise ValueError(
+                f"the run in {folder} has another flow, made with other options: build the same one, or "
                 "choose another folder"
             )
 

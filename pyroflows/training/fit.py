@@ -23,14 +23,13 @@ from pyroflows.runs import BEST, LAST
 from pyroflows.state import read_state
 from pyroflows.training.callbacks import Pictures, Watch, draw_samples
 from pyroflows.training.checkpoint import SafeCheckpointIO
-from pyroflows.training.folder import claimed, clear
+from pyroflows.training.folder import check_room, claimed, clear
 from pyroflows.training.prepare import check_options, count_steps, initialize, prepare
 from pyroflows.training.report import FitResult, baseline_scores, count_not_finite, save_run
 from pyroflows.training.schedule import Schedule
-from pyroflows.training.trainer import module_and_strategy, quiet, run_trainer, saving_to
+from pyroflows.training.trainer import module_and_strategy, quiet, run_trainer, saving_to, trainer_of
 
 with needs_fit_extra("pyroflows.training"):
-    import lightning
     from lightning.pytorch.callbacks import Callback, WeightAveraging
     from torch.optim.swa_utils import get_ema_avg_fn
 
@@ -166,7 +165,10 @@ def fit(
         >>> len(result.losses), result.n_not_finite
         (2, 0)
     """
-    check_options(max_epochs, batch_size, lr, val_fraction, patience, ema, out, resume, overwrite)
+    check_options(
+        max_epochs, batch_size, lr, val_fraction, patience, ema, out, resume, overwrite,
+        sample_every, devices, seed,
+    )  # fmt: skip
     parts = prepare(
         flow,
         data,
@@ -201,7 +203,7 @@ def fit(
     with ExitStack() as stack:
         claim = stack.enter_context(claimed(out))
         if claim is not None:
-            clear(claim, resume=resume, overwrite=overwrite)
+            check_room(claim, resume=resume, overwrite=overwrite)
         stack.enter_context(quiet())
         stack.enter_context(torch.random.fork_rng())
         folder = Path(stack.enter_context(TemporaryDirectory())) if claim is None else claim
@@ -217,7 +219,7 @@ def fit(
         watch = Watch()
         pictures = [] if real is None or sample_every is None else [Pictures(folder, sample_every, real)]
         make_trainer = partial(
-            lightning.Trainer,
+            trainer_of,
             accelerator=accelerator,
             devices=devices,
             strategy=strategy,
@@ -238,6 +240,9 @@ def fit(
             logger=logger,
             enable_checkpointing=bool(saving),
         )
+        if claim is not None and overwrite:
+            # As late as possible: a mistake in the options costs no run.
+            clear(claim)
         last = folder / LAST if resume and (folder / LAST).exists() else None
         state: dict[str, Any] = {"finished": False} if last is None else read_state(last)
         if last is not None:

@@ -13,7 +13,7 @@ from pyroflows.training.trainer import is_main_process
 with needs_fit_extra("pyroflows.training"):
     from filelock import FileLock, Timeout
 
-__all__ = ["claimed", "clear"]
+__all__ = ["check_room", "claimed", "clear"]
 
 # The operating system frees the lock when its process ends, however that happens. A killed process leaves the
 # empty file, which locks nothing.
@@ -57,25 +57,40 @@ def claimed(folder: str | Path | None) -> Iterator[Path | None]:
         lock.release()
 
 
-def clear(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make room for a new run, if that was asked for.
+def check_room(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse a folder whose contents would be replaced unasked.
 
     Raises:
-        ValueError: There is a run, which would be overwritten.
+        ValueError: There is a run, or a picture of one.
     """
-    there = [name for name in (LAST, BEST, CHECKPOINT, METRICS) if (folder / name).exists()]
-    if resume or not there or not is_main_process():
-        return
-    if overwrite:
-        for name in (*there, *_PICTURES):
-            (folder / name).unlink(missing_ok=True)
+    there = _contents(folder)
+    if overwrite or not there or not is_main_process():
         return
     instead = "start anew by --overwrite (overwrite=True), or choose another folder by --out (out=)"
+    if resume:
+        # A run that was killed in its first epoch has at most a best checkpoint, and starts anew.
+        if LAST not in there and (METRICS in there or CHECKPOINT in there):
+            raise ValueError(f"{folder} holds a run without {LAST}, from which it could go on: {instead}")
+        return
     if METRICS in there:
         raise ValueError(
             f"{folder} holds a finished run: go on with it by --resume (resume=True) and more --max-epochs "
             f"(max_epochs=), {instead}"
         )
-    raise ValueError(
-        f"{folder} holds a run that has not ended: go on with it by --resume (resume=True), {instead}"
-    )
+    if LAST in there or BEST in there:
+        raise ValueError(
+            f"{folder} holds a run that has not ended: go on with it by --resume (resume=True), {instead}"
+        )
+    raise ValueError(f"{folder} holds {there[0]}, which a run would replace: {instead}")
+
+
+def clear(folder: Path) -> None:
+    """Remove a run and its pictures."""
+    if is_main_process():
+        for name in _contents(folder):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _contents(folder: Path) -> list[str]:
+    """What a run writes that is there already."""
+    return [name for name in (LAST, BEST, CHECKPOINT, METRICS, *_PICTURES) if (folder / name).exists()]

@@ -21,7 +21,16 @@ from pyroflows.tables import Grid, check_table, column_numbers
 from pyroflows.training.density import DensityModule
 from pyroflows.training.report import baseline_of, table_of
 
-__all__ = ["Parts", "check_options", "count_steps", "hold_out", "initialize", "prepare", "standardize"]
+__all__ = [
+    "Parts",
+    "check_options",
+    "check_seed",
+    "count_steps",
+    "hold_out",
+    "initialize",
+    "prepare",
+    "standardize",
+]
 
 # A mean of so many standard deviations leaves a float32 a hundred steps for each of these.
 _LARGEST = 1e5
@@ -63,7 +72,10 @@ class Parts:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.given)
+        """What tells the data, and validation data that were given, from others."""
+        held_out = isinstance(self.given, Rows) and self.rows is not self.given
+        of_val = "" if held_out or self.val_rows is None else fingerprint(self.val_rows)
+        return fingerprint(self.given) + of_val
 
 
 def prepare(
@@ -203,6 +215,9 @@ def check_options(
     out: str | Path | None,
     resume: bool,
     overwrite: bool,
+    sample_every: int | None,
+    devices: int | str,
+    seed: int,
 ) -> None:
     """Check the options of `fit` that are numbers, and which of them go together."""
     if (max_epochs is not None and max_epochs < 1) or batch_size < 1 or not lr > 0:
@@ -220,5 +235,17 @@ def check_options(
         raise ValueError("resume=True needs out=, the folder of the run that is to go on")
     if overwrite and (resume or out is None):
         raise ValueError(
-            "overwrite=True goes with out=, the folder of a run that is to be removed, without resume"
+            "overwrite (--overwrite) goes with out (--out), whose run it removes, not with resume (--resume)"
         )
+    if sample_every is not None and sample_every < 1:
+        raise ValueError(f"sample_every is a number of epochs, at least 1, got {sample_every}")
+    if isinstance(devices, int) and devices < 1:
+        raise ValueError(f"devices is a number of processes, at least 1, got {devices}")
+    check_seed(seed)
+
+
+def check_seed(seed: int) -> int:
+    """Refuse a seed that PyTorch can't take together with the number of an epoch."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"expected a seed of 0 to {2**32 - 1}, got {seed}")
+    return seed

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyroflows.baseline import Gaussian
 from pyroflows.distributions import Flow
 from pyroflows.rows import AnyRows, Rows, device_of, first_batch
-from pyroflows.runs import METRICS, Run
+from pyroflows.runs import CHECKPOINT, METRICS, Run
 from pyroflows.state import write_file
 from pyroflows.tables import Grid
 
@@ -140,7 +140,10 @@ def save_run(result: FitResult, folder: Path, skipped: Sequence[Path]) -> None:
         "seconds": round(result.seconds, 1),
     }
     try:
-        run.save(folder)
+        run.config()
     except ValueError as error:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
         warnings.warn(f"no flow was written to {folder}: {error}", stacklevel=4)
+    else:
+        run.save(folder)
     write_file(folder / METRICS, (json.dumps(metrics, indent=2) + "\n").encode())

@@ -19,13 +19,27 @@ with needs_fit_extra("pyroflows.training"):
     import lightning
     from lightning.pytorch.callbacks import Callback, ModelCheckpoint
     from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-__all__ = ["is_main_process", "module_and_strategy", "quiet", "run_trainer", "saving_to"]
+__all__ = ["is_main_process", "module_and_strategy", "quiet", "run_trainer", "saving_to", "trainer_of"]
 
 
 def is_main_process() -> bool:
     """Whether this process is the one of several that writes and prints."""
     return int(getattr(rank_zero_only, "rank", None) or 0) == 0
+
+
+def trainer_of(**options: Any) -> lightning.Trainer:
+    """Lightning's trainer.
+
+    Raises:
+        ValueError: Lightning refuses an option.
+    """
+    try:
+        return lightning.Trainer(**options)
+    except (MisconfigurationException, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"expected options that Lightning's Trainer takes: {reason}") from None
 
 
 def run_trainer(trainer: lightning.Trainer, module: DensityModule, checkpoint: Path | None = None) -> None:
@@ -37,8 +51,9 @@ def run_trainer(trainer: lightning.Trainer, module: DensityModule, checkpoint: P
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, ckpt_path=checkpoint)
-    except SystemExit:
-        if not trainer.interrupted:
+    except SystemExit as error:
+        # Others exit too: Lightning at a SIGTERM, and callbacks.
+        if not isinstance(error.__context__, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt from None
     finally:

@@ -224,10 +224,11 @@ def image_levels(shape: tuple[int, ...], levels: int | None, unsqueezed: int) ->
             "x".join(str(side // unit * unit + more * (side % unit > 0)) for side in (height, width))
             for more in (unit, 0)
         )
+        can_cut = min(height, width) >= unit
+        cut = f", cut it to {smaller} (--crop on the command line)" if can_cut else ""
         raise ValueError(
             f"an image of {height}x{width} can't be squeezed {halvings} times: expected height and width "
-            f"to be multiples of {unit}, such as {larger}: pad it, cut it to {smaller} (--crop on the "
-            "command line), or use fewer levels"
+            f"to be multiples of {unit}, such as {larger}: pad it{cut}, or use fewer levels"
         )
     return levels
 

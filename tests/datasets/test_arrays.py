@@ -227,3 +227,10 @@ def test_parts_of_different_bits_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", x_train=images, x_test=images.astype(np.uint16))
     with pytest.raises(ValueError, match="as many bits, got 8 and 16"):
         load(tmp_path / "x.npz")
+
+
+def test_the_labels_are_those_of_the_array(tmp_path: Path) -> None:
+    labels = np.arange(4) % 2
+    np.savez(tmp_path / "x.npz", x_train=_TABLE, y_train=labels, x_test=_TABLE[:2], y_test=labels[1:3])
+    data = load(tmp_path / "x.npz", key="x_test", classes=True)
+    assert data.train_labels.tolist() == [1, 0]

@@ -169,3 +169,46 @@ def test_a_broken_link_is_a_bad_image(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a readable image as .*b.png"):
         load(tmp_path)
     assert load(tmp_path, skip_bad=True).skipped == (tmp_path / "b.png",)
+
+
+def test_photographs_are_turned_as_they_were_taken(tmp_path: Path) -> None:
+    pixels = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    for orientation, stored in ((1, pixels), (3, pixels[::-1, ::-1]), (6, np.rot90(pixels))):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / f"{orientation}.png", exif=exif)
+    images = load(tmp_path).train
+    assert torch.equal(images[0], torch.tensor(pixels)[None])
+    assert (images == images[0]).all()
+
+
+def test_folders_behind_links_are_read(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder, value in ((inside / "dogs", 1), (outside, 2)):
+        folder.mkdir(parents=True)
+        Image.new("L", (2, 2), value).save(folder / "a.png")
+    (inside / "cats").symlink_to(outside)
+    (inside / "dogs" / "back").symlink_to(inside)
+    data = load(inside, classes=True)
+    assert (data.classes, len(data.train)) == (("cats", "dogs"), 2)
+
+
+def test_images_that_are_left_out_are_told(tmp_path: Path) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "a.png")
+    Image.new("L", (2, 2)).save(tmp_path / "b.bmp")
+    with pytest.warns(UserWarning, match=r"1 images in .* are left out, .* such as .*b.bmp"):
+        assert len(load(tmp_path).train) == 1
+
+
+def test_equal_channels_are_warned_of(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2), (7, 7, 7)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="three channels of all images in .* are equal"):
+        load(tmp_path)
+
+
+def test_images_beside_the_parts(tmp_path: Path) -> None:
+    for name in ("train/a.png", "test/a.png", "val/a.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("L", (2, 2)).save(tmp_path / name)
+    with pytest.raises(ValueError, match=r"in its subfolders train and test alone, got .*val/a.png"):
+        load(tmp_path)

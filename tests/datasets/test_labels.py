@@ -44,7 +44,6 @@ def test_labels_of_arrays(tmp_path: Path, labels: np.ndarray, indices: list[int]
         ({"x": _X, "y": np.eye(4, dtype=int)}, r"got an array of shape \(4, 4\)"),
         ({"x": _X, "y": np.arange(4.0)}, "integers or strings as the labels y in .*, got float64"),
         ({"x": _X, "y": np.array(["a", 1, 2, 3], object)}, "holds Python objects"),
-        ({"x": _X, "y": np.zeros(4, int)}, "at least two classes in .*, got '0' alone"),
         ({"x_train": _X, "x_test": _X, "y_train": np.arange(4)}, "expected the classes"),
         (
             {"x_train": _X, "x_test": _X[:1], "y_train": np.arange(4), "y_test": np.array([9])},
@@ -88,8 +87,7 @@ def test_class_folders_in_parts(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_classes(tmp_path: Path) -> None:
     _fill(tmp_path, "cats/a.png")
-    with pytest.raises(ValueError, match=r"at least two classes in .*, got 'cats' alone"):
-        load(tmp_path, classes=True)
+    assert load(tmp_path, classes=True).classes == ("cats",)
     _fill(tmp_path, "dogs/a.png", "z.png")
     with pytest.raises(ValueError, match=r"a subfolder of its class, got .*z.png beside them"):
         load(tmp_path, classes=True)
@@ -100,9 +98,7 @@ def test_other_data_have_no_classes(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a\n1\n")
     np.save(tmp_path / "x.npy", _X)
     for name in ("moons", tmp_path / "x.csv"):
-        with pytest.raises(
-            ValueError, match=r"a .npz with an array 'y' .* or a folder of folders, got classes"
-        ):
+        with pytest.raises(ValueError, match=r"or a folder of folders, got classes|a column 'class' or 'y'"):
             load(name, classes=True)
     with pytest.raises(ValueError, match="an array 'y'"):
         load(tmp_path / "x.npy", classes=True)

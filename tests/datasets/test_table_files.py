@@ -187,3 +187,49 @@ def test_every_pandas_reads_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     values = np.random.default_rng(0).normal(size=1000)
     (tmp_path / "x.csv").write_text("a\n" + "\n".join(map(repr, values.tolist())))
     assert load(tmp_path / "x.csv").train[:, 0].tolist() == values.tolist()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"h, cm";"w, kg"\n1;2\n',
+        "a,x\tb,y\n1\t2\n",
+        "a;b\n1;2\n",
+        '"a;b",c\n1,2\n',
+        "a|b\n\n1|2\n",
+        "a,b\n1,2\n",
+    ],
+)
+def test_the_delimiter_is_the_one_that_the_rows_have(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    assert load(tmp_path / "x.csv").train.tolist() == [[1.0, 2.0]]
+
+
+def test_numbers_in_quotes_are_names(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('"0","1"\n1,2\n')
+    assert load(tmp_path / "x.csv").names == ("0", "1")
+
+
+def test_an_index_with_a_name_is_a_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": [7, 8], "a": [1.0, 2.0]})
+    frame.set_index("id").to_parquet(tmp_path / "x.parquet")
+    assert load(tmp_path / "x.parquet").names == ("id", "a")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_column_of_classes(ending: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.0, 2.0, 3.0], "class": ["x", "y", "x"]})
+    path = tmp_path / f"x{ending}"
+    frame.to_csv(path, index=False) if ending == ".csv" else frame.to_parquet(path)
+    data = load(path, classes=True)
+    assert (data.names, data.classes, data.train_labels.tolist()) == (("a",), ("x", "y"), [0, 1, 0])
+    frame["class"] = ["x", None, "y"]
+    frame.to_csv(path, index=False) if ending == ".csv" else frame.to_parquet(path)
+    with pytest.raises(ValueError, match=r"a class in each row of column 'class' of .*, got none in row 1"):
+        load(path, classes=True)
+
+
+def test_all_faults_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b,c\n1,x,\n2,y,3\n")
+    with pytest.raises(ValueError, match=r"column 'b' of .* \(and faults in column 'c'\): .*: 'a'$"):
+        load(tmp_path / "x.csv")

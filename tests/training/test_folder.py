@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pyroflows import Flow, Run, fit, realnvp
+from pyroflows.datasets import Data
 from pyroflows.state import read_state
 from pyroflows.training.folder import claimed
 from pyroflows.training.schedule import Schedule
@@ -43,7 +44,7 @@ def test_a_finished_run_is_not_overwritten(tmp_path: Path) -> None:
     result = fit(_flow(), DATA, out=tmp_path, max_epochs=3, overwrite=True, **OPTIONS)
     assert len(result.losses) == json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
     for options in ({"overwrite": True}, {"overwrite": True, "resume": True, "out": tmp_path}):
-        with pytest.raises(ValueError, match="overwrite=True goes with out="):
+        with pytest.raises(ValueError, match=r"overwrite \(--overwrite\) goes with out"):
             fit(_flow(), DATA, max_epochs=3, **options, **OPTIONS)
 
 
@@ -221,3 +222,114 @@ def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="expected a folder to write to"):
         fit(_flow(), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+
+
+class _StopAt(lightning.Callback):
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "foo"}, {"accelerator": "foo"}, {"devices": 0}, {"sample_every": 0}], ids=str
+)
+def test_a_wrong_option_costs_no_run(options, tmp_path: Path) -> None:
+    fit(_flow(), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+    before = _contents(tmp_path)
+    with pytest.raises(ValueError, match=next(iter(options)) if "precision" not in options else "foo"):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=1, overwrite=True, **options, **OPTIONS)
+    assert _contents(tmp_path) == before
+
+
+def test_a_folder_that_was_renamed_keeps_its_best_weights(tmp_path: Path) -> None:
+    """With steps so large that the best epoch is an early one."""
+    options = {**OPTIONS, "lr": 0.3, "max_epochs": 8, "patience": 8}
+    whole = _flow()
+    fit(whole, DATA, out=tmp_path / "whole", **options)
+    with pytest.raises(InterruptedError):
+        fit(_flow(), DATA, out=tmp_path / "before", callbacks=[_StopAt(6)], **options)
+    (tmp_path / "before").rename(tmp_path / "after")
+    moved = _flow()
+    fit(moved, DATA, out=tmp_path / "after", resume=True, **options)
+    assert not (tmp_path / "before").exists()
+    for a, b in zip(whole.parameters(), moved.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_flow_that_can_not_be_written_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyroflows import saving
+
+    def full(state, path) -> None:
+        raise ValueError("no space left")
+
+    monkeypatch.setattr(saving, "write_state", full)
+    with pytest.raises(ValueError, match="no space left"):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_what_can_not_go_on_is_not_replaced(tmp_path: Path) -> None:
+    fit(_flow(), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+    (tmp_path / "last.ckpt").unlink()
+    before = _contents(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a run without last.ckpt"):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=1, resume=True, **OPTIONS)
+    assert _contents(tmp_path) == before
+
+
+def test_pictures_of_ones_own_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "samples.png").write_text("kept")
+    (tmp_path / "flow.safetensors.mine.tmp").write_text("kept")
+    with pytest.raises(ValueError, match=r"holds samples.png, which a run would replace"):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+    (tmp_path / "samples.png").rename(tmp_path / "mine.png")
+    fit(_flow(), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+    assert (tmp_path / "flow.safetensors.mine.tmp").exists()
+
+
+def test_another_flow_of_the_same_shapes_can_not_go_on(tmp_path: Path) -> None:
+    def flow(scale: str) -> Flow:
+        torch.manual_seed(0)
+        return Flow(realnvp(2, steps=2, hidden_features=(8,), scale=scale))
+
+    fit(flow("softclip"), DATA, out=tmp_path, max_epochs=1, **OPTIONS)
+    with pytest.raises(ValueError, match="another flow, made with other options"):
+        fit(flow("exp"), DATA, out=tmp_path, max_epochs=2, resume=True, **OPTIONS)
+    named = Data(DATA, None, None, names=("a", "b"))
+    with pytest.raises(ValueError, match=r"was started with names=None, got \('a', 'b'\)"):
+        fit(flow("softclip"), named, out=tmp_path, max_epochs=1, resume=True, **OPTIONS)
+
+
+def test_other_validation_data_can_not_go_on(tmp_path: Path) -> None:
+    fit(_flow(), DATA, DATA[:20], out=tmp_path, max_epochs=1, **OPTIONS)
+    with pytest.raises(ValueError, match="was started with other data"):
+        fit(_flow(), DATA, DATA[:30], out=tmp_path, max_epochs=3, resume=True, **OPTIONS)
+
+
+def test_a_finished_run_that_goes_on_says_so_when_it_is_read(tmp_path: Path) -> None:
+    fit(_flow(), DATA, out=tmp_path, max_epochs=2, **OPTIONS)
+    assert Run.load(tmp_path).sample(2).shape == (2, 2)
+    os.utime(tmp_path / "flow.safetensors", (0, 0))
+    with pytest.raises(InterruptedError), pytest.warns(UserWarning, match="goes on"):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=6, resume=True, callbacks=[_StopAt(4)], **OPTIONS)
+    with pytest.warns(UserWarning, match=r"goes on: its flow.safetensors of before is read"):
+        Run.load(tmp_path)
+
+
+def test_an_exit_is_no_interrupt(tmp_path: Path) -> None:
+    class Exit(lightning.Callback):
+        def on_train_epoch_start(self, trainer, module) -> None:
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit) as exit_info:
+        fit(_flow(), DATA, max_epochs=2, callbacks=[Exit()], **OPTIONS)
+    assert exit_info.value.code == 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**52])
+def test_a_seed_that_is_too_large(seed: int) -> None:
+    with pytest.raises(ValueError, match=f"expected a seed of 0 to 4294967295, got {seed}"):
+        fit(_flow(), DATA, seed=seed, **OPTIONS)

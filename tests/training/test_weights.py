@@ -1,6 +1,7 @@
 """Weighted likelihood, against what is known in closed form."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -114,3 +115,30 @@ def test_bad_weights(weights, options, message: str) -> None:
 def test_a_loader_has_no_rows_to_weigh() -> None:
     with pytest.raises(ValueError, match="got a DataLoader"):
         fit(Flow(realnvp(2)), DataLoader(torch.randn(8, 2)), weights=torch.ones(8), progress_bar=False)
+
+
+def test_weights_of_any_kind() -> None:
+    weights = torch.rand(8, generator=torch.Generator().manual_seed(0)).double()
+    want = as_rows(torch.zeros(8, 2), weights=weights).weights
+    array = weights.numpy()
+    for given in (
+        array, array.tolist(), pd.Series(array), array.astype(">f8"), array[::-1].copy()[::-1],
+        array.astype(np.longdouble), weights.requires_grad_(), 1e308 * array / array.max(),
+    ):  # fmt: skip
+        torch.testing.assert_close(as_rows(torch.zeros(8, 2), weights=given).weights, want)
+    masked = np.ma.masked_less(array, 0.5)
+    for given, message in (
+        (masked, "without missing values"),
+        (array.astype(object), "of numbers"),
+        (array.astype(str), "of numbers"),
+        (array + 1j, "weights of reals"),
+        (array[:, None], r"shape \(8,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            as_rows(torch.zeros(8, 2), weights=given)
+
+
+def test_a_third_part_of_a_dataset_is_no_weight() -> None:
+    data = TensorDataset(torch.randn(8, 2), torch.randn(8, 1), torch.ones(8))
+    with pytest.raises(ValueError, match=r"data alone, or with their contexts, .* got 3 parts"):
+        fit(Flow(realnvp(2, context_dim=1)), data, progress_bar=False)
