@@ -21,7 +21,8 @@ with needs_fit_extra("the command line"):
     from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
     from pyroflows.output import SAMPLES, SCORES, check_output, write_rows, write_samples
-    from pyroflows.runs import CHECKPOINT, LAST, METRICS, Run
+    from pyroflows.runs import Run
+    from pyroflows.saving import CHECKPOINT, LAST, METRICS
     from pyroflows.training import FitResult, fit
     from pyroflows.training.prepare import check_seed
     from pyroflows.training.report import DRAWN

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,13 @@ from torch import Tensor
 from pyroflows._renamed import renamed
 from pyroflows.baseline import Gaussian
 from pyroflows.distributions import Dequantized, Flow
-from pyroflows.rows import AnyRows, Batch, as_context, as_rows, check_data, device_of, in_batches
-from pyroflows.saving import build_flow, flow_config, save_flow
-from pyroflows.state import damaged, read_state
+from pyroflows.intake import as_context, as_rows, check_data
+from pyroflows.rows import AnyRows, Batch, device_of, in_batches
+from pyroflows.saving import CHECKPOINT, find_run, read_run, run_config, write_run
 from pyroflows.tables import Grid
 
-__all__ = ["BEST", "CHECKPOINT", "LAST", "METRICS", "Run"]
+__all__ = ["Run"]
 
-CHECKPOINT, METRICS = "flow.safetensors", "metrics.json"
-# The checkpoints of a fit.
-LAST, BEST = "last.ckpt", "best.ckpt"
 # Values that are drawn at once: 4 MB of float32. A flow's networks take some hundred times as much.
 _AT_ONCE = 2**20
 # Data that are scored at once, at least.
@@ -226,17 +222,7 @@ class Run:
         Raises:
             ValueError: The flow is not put together from pyroflows' own classes.
         """
-        noise = None if self.noise is None else flow_config(self.noise)
-        return {"flow": flow_config(self.flow), "noise": noise, "extra": self._extra()}
-
-    def _extra(self) -> dict[str, Any]:
-        return {
-            "grey_levels": self.grey_levels,
-            "grid": _fields(self.grid),
-            "baseline": _fields(self.baseline),
-            "names": self.names,
-            "classes": self.classes,
-        }
+        return run_config(**self._parts())
 
     def save(self, folder: str | Path) -> None:
         """Write `flow.safetensors` to a folder, under a temporary name first, so that it is never half.
@@ -244,10 +230,7 @@ class Run:
         Raises:
             ValueError: The flow is not put together from pyroflows' own classes, or can't be written.
         """
-        extra = self._extra()
-        if self.noise is not None:
-            extra["noise"] = {"flow": flow_config(self.noise), "weights": dict(self.noise.state_dict())}
-        save_flow(self.flow, Path(folder) / CHECKPOINT, extra)
+        write_run(Path(folder) / CHECKPOINT, **self._parts())
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
@@ -262,65 +245,10 @@ class Run:
         Raises:
             ValueError: There is no run, or it is damaged or made of classes that are not pyroflows'.
         """
-        file = Path(path)
-        if file.is_dir():
-            found = [file / name for name in (CHECKPOINT, BEST, LAST) if (file / name).is_file()]
-            if not found:
-                raise ValueError(
-                    f"expected the folder of a run, with a {CHECKPOINT} in it, or a file such as {BEST}, "
-                    f"got {str(path)!r}"
-                )
-            if found[0].name != CHECKPOINT:
-                warnings.warn(
-                    f"the run in {path} has not ended, so its {found[0].name} is read: go on with it by "
-                    "--resume (resume=True)",
-                    stacklevel=2,
-                )
-            elif found[-1].name == LAST and found[-1].stat().st_mtime > found[0].stat().st_mtime:
-                warnings.warn(
-                    f"the run in {path} goes on: its {CHECKPOINT} of before is read, as {BEST} may be better",
-                    stacklevel=2,
-                )
-            file = found[0]
-        state = read_state(file)
-        if "state_dict" in state and "run" not in state:
-            raise ValueError(
-                f"{file} is of an older pyroflows, whose checkpoints tell no flow: resume its fit"
-            )
-        if "state_dict" in state and state["run"] is None:
-            raise ValueError(
-                f"{file} does not tell what its flow is made of, which has classes that are not pyroflows': "
-                "build it again, and resume the fit"
-            )
-        try:
-            if "state_dict" in state:
-                return cls._of_checkpoint(state["run"], state["state_dict"])
-            return cls._of_parts(state["flow"], state["weights"], state["extra"].get("noise"), state["extra"])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise damaged(file, error) from None
+        return cls(**read_run(find_run(Path(path))))
 
-    @classmethod
-    def _of_checkpoint(cls, config: dict[str, Any], weights: dict[str, Tensor]) -> Run:
-        noise = None
-        if config["noise"] is not None:
-            noise = {"flow": config["noise"], "weights": _below("noise.", weights)}
-        return cls._of_parts(config["flow"], _below("model.", weights), noise, config["extra"])
-
-    @classmethod
-    def _of_parts(
-        cls, config: dict[str, Any], weights: dict[str, Tensor], noise: Any, extra: dict[str, Any]
-    ) -> Run:
-        grid, baseline = extra.get("grid"), extra.get("baseline")
-        return cls(
-            build_flow(config, weights),
-            # Files of before the grey levels had this name.
-            extra.get("grey_levels", extra.get("levels")),
-            noise=None if noise is None else build_flow(noise["flow"], noise["weights"]),
-            grid=None if grid is None else Grid(**grid),
-            baseline=None if baseline is None else Gaussian(**baseline),
-            names=extra.get("names"),
-            classes=extra.get("classes"),
-        )
+    def _parts(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 Run.__init__ = renamed(levels="grey_levels")(Run.__init__)  # type: ignore[method-assign]
@@ -329,11 +257,3 @@ Run.__init__ = renamed(levels="grey_levels")(Run.__init__)  # type: ignore[metho
 def _check_alone(label: Any, context: Any) -> None:
     if context is not None:
         raise ValueError(f"expected a class or a context, got both: the class {str(label)[:40]} is a context")
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _fields(value: Grid | Gaussian | None) -> dict[str, Tensor] | None:
-    return None if value is None else dict(vars(value))

@@ -19,7 +19,7 @@ from pyroflows._renamed import renamed
 from pyroflows.distributions import Flow
 from pyroflows.plotting import plot_losses, save_density
 from pyroflows.rows import device_of, first_batch
-from pyroflows.runs import BEST, LAST
+from pyroflows.saving import BEST, LAST
 from pyroflows.state import read_state
 from pyroflows.training.callbacks import Pictures, Watch, draw_samples
 from pyroflows.training.checkpoint import SafeCheckpointIO

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.runs import BEST, CHECKPOINT, LAST, METRICS
+from pyroflows.saving import BEST, CHECKPOINT, LAST, METRICS
 from pyroflows.training.trainer import is_main_process
 
 with needs_fit_extra("pyroflows.training"):

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from pyroflows import datasets
 from pyroflows.distributions import Flow
-from pyroflows.rows import AnyRows, Batch, Rows, as_rows, check_data, fingerprint, first_batch, grey_levels_of
+from pyroflows.intake import as_rows, check_data, grey_levels_of
+from pyroflows.rows import AnyRows, Batch, Rows, fingerprint, first_batch
 from pyroflows.runs import Run
 from pyroflows.tables import Grid, check_table, column_numbers
 from pyroflows.training.density import DensityModule

@@ -15,7 +15,8 @@ from torch import Tensor
 from pyroflows.baseline import Gaussian
 from pyroflows.distributions import Flow
 from pyroflows.rows import AnyRows, Rows, device_of, first_batch
-from pyroflows.runs import CHECKPOINT, METRICS, Run
+from pyroflows.runs import Run
+from pyroflows.saving import CHECKPOINT, METRICS
 from pyroflows.state import write_file
 from pyroflows.tables import Grid
 

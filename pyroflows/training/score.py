@@ -6,7 +6,7 @@ from typing import Any
 
 from pyroflows._renamed import renamed
 from pyroflows.distributions import Flow
-from pyroflows.rows import as_rows, check_data, grey_levels_of
+from pyroflows.intake import as_rows, check_data, grey_levels_of
 from pyroflows.runs import Run
 from pyroflows.tables import Grid
 

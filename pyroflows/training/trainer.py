@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyroflows._extras import needs_fit_extra
-from pyroflows.runs import BEST, LAST
+from pyroflows.saving import BEST, LAST
 from pyroflows.training.density import VALIDATION, DensityModule
 
 with needs_fit_extra("pyroflows.training"):

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyroflows import Flow, fit, realnvp, score
 from pyroflows.baseline import Gaussian
-from pyroflows.rows import as_rows
+from pyroflows.intake import as_rows
 from pyroflows.runs import Run
 from pyroflows.training.density import DensityModule
 from pyroflows.transforms import ActNorm, Chain, InvertibleLinear
