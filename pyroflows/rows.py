@@ -124,5 +124,5 @@ def in_batches(rows: AnyRows, size: int) -> Iterator[Batch]:
 
 
 def device_of(flow: Flow) -> torch.device:
-    """Where a flow's parameters are."""
+    """The device of a flow's parameters."""
     return next(flow.parameters()).device

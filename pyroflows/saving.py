@@ -45,7 +45,7 @@ def load_flow(path: str | Path) -> Flow:
     """Read what `save_flow` wrote: the flow, in evaluation mode.
 
     Raises:
-        ValueError: The file is not there, is none of `save_flow`'s, or is damaged.
+        ValueError: The file is not there, was not written by `save_flow`, or is damaged.
     """
     state = read_state(path)
     try:

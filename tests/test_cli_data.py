@@ -121,7 +121,7 @@ def _save_images(folder: Path, images: np.ndarray) -> None:
 
 
 def test_images_of_16_bits(call: Call, tmp_path: Path) -> None:
-    """Of a size that must be cut, too."""
+    """Their size must be cut, too."""
     images = np.random.default_rng(0).integers(0, 2**16, (40, 9, 13), dtype=np.uint16)
     data, run = tmp_path / "images", tmp_path / "run"
     _save_images(data, images)

@@ -62,7 +62,7 @@ def test_what_is_no_table_of_the_run(data, message: str) -> None:
 
 
 def test_a_column_on_a_grid_has_the_mean_over_its_noise() -> None:
-    """Of a standard normal in closed form; no row depends on those beside it."""
+    """In closed form for a standard normal; no row depends on those beside it."""
     flow = Flow(ActNorm((2,)))
     run = Run(flow, grid=Grid(torch.tensor([1.0, 0.0]).double(), torch.zeros(2).double()))
     x = torch.tensor([[0.0, 0.3], [2.0, -1.0]])

@@ -18,11 +18,11 @@ from pyroflows.datasets.values import first_rounded
 
 __all__ = ["GREY_LEVELS", "load_arrays"]
 
-# Of images of 8 and of 16 bits.
+# The number of values of a pixel of 8 and of 16 bits.
 GREY_LEVELS = {torch.uint8: 256, torch.int32: 65_536}
 
 
-# Where the labels of an array are.
+# The names of the labels of each array.
 _LABELS = {"x": ("y_train", "y"), "x_train": ("y_train", "y"), "x_test": ("y_test",)}
 
 

@@ -1,4 +1,4 @@
-"""The values of a column as finite numbers, and what is said of values that are none."""
+"""The values of a column as finite numbers, and what is said of other values."""
 
 from __future__ import annotations
 

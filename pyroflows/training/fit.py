@@ -186,7 +186,7 @@ def fit(
     options = {
         "max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay,
         "patience": patience, "ema": ema, "seed": seed, "val_fraction": val_fraction,
-        "dequantize": parts.gridded, "data": parts.fingerprint,
+        "dequantize": list(parts.gridded), "data": parts.fingerprint,
     }  # fmt: skip
     patience = None if val_rows is None else patience
     steps_per_epoch = count_steps(rows, batch_size, devices)

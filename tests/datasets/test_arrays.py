@@ -1,4 +1,4 @@
-"""Arrays in files: images, tables and labels, and what is said of arrays that are none."""
+"""Arrays in files: images, tables and labels, and what is said of other arrays."""
 
 import pickle
 import zipfile
