@@ -115,7 +115,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"expected UTF-8 text as {path}, got the byte 0x{error.object[error.start]:02x}, which UTF-8 does not have: "
+            f"expected UTF-8 text as {path}, got the byte 0x{error.object[error.start]:02x}: "
             "save the file in the encoding UTF-8"
         ) from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:

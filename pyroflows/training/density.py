@@ -185,7 +185,7 @@ class DensityModule(SVIModule):
         """
         options, own = dict(checkpoint["options"]), dict(self.options or {})
         if self.goes_on(checkpoint):
-            options.pop("max_epochs"), own.pop("max_epochs")
+            options["max_epochs"] = own["max_epochs"]
         same_data = options.pop("data", None) == own.pop("data", None)
         if options != own:
             names = [name for name in own if options.get(name) != own[name]]
@@ -205,14 +205,14 @@ class DensityModule(SVIModule):
                 f"the run in {folder} has another flow, which differs in {names[0]}: build the same flow, or "
                 "choose another folder"
             )
-        their_config = checkpoint.get("run")
+        before, own_config = checkpoint.get("run"), self._config
+        if before is None or own_config is None:
+            return
         for name in ("grey_levels", "classes", "names"):
-            if not their_config or not self._config:
-                continue
-            then, now = their_config["extra"][name], self._config["extra"][name]
+            then, now = before["extra"][name], own_config["extra"][name]
             if then != now:
                 raise ValueError(f"the run in {folder} was started with {name}={then}, got {now}")
-        if their_config and self._config and not same_config(their_config["flow"], self._config["flow"]):
+        if not same_config(before["flow"], own_config["flow"]):
             raise ValueError(
                 f"the run in {folder} has another flow, made with other options: build the same one, or "
                 "choose another folder"
