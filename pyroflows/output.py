@@ -45,7 +45,7 @@ def write_samples(
         path: `.csv`, `.parquet`, `.npy`, a picture's ending such as `.png`, or none for a folder.
         n: Number of samples.
         temperature: The base's scale is multiplied by this.
-        label: The class of the samples; by default each class in turn.
+        label: The class of the samples; by default about as many of each.
 
     Returns:
         The samples.
@@ -61,8 +61,9 @@ def write_samples(
         return samples
     _check_suits(run, path)
     samples = run.sample(n, temperature, label=label)
-    classes = run.classes or ()
-    each = [label or classes[i % len(classes)] for i in range(n)] if classes else None
+    each = None
+    if run.classes is not None:
+        each = run.labels_of(n) if label is None else [label] * n
     if not ending:
         _write_images(samples, path, run.grey_levels or 256, each)
     elif ending == ".npy":

@@ -153,7 +153,8 @@ class Run:
         Args:
             n: Number of samples.
             temperature: The base's scale is multiplied by this.
-            label: The class of the samples, by its name; by default each class in turn.
+            label: The class of the samples, by its name; by default about as many of each class, one class
+                after another.
             context: The context of each sample, `(n, *context_shape)`, of a flow without classes.
 
         Raises:
@@ -175,6 +176,14 @@ class Run:
         grey_levels, parts = self.grey_levels, self._distributions(n, temperature, label, None)
         return torch.cat([Dequantized(part, grey_levels).sample_reals(shape) for part, shape in parts])
 
+    def labels_of(self, n: int) -> list[str]:
+        """The class of each of `n` samples that are drawn without a label.
+
+        They are in the order in which a folder of classes is read.
+        """
+        classes = self.classes or ()
+        return [classes[i * len(classes) // n] for i in range(n)]
+
     def _distributions(self, n: int, temperature: float, label: Any, context: Tensor | None) -> list[Any]:
         """Distributions and sample shapes that give `n` samples together, a part at a time."""
         if label is not None:
@@ -182,9 +191,7 @@ class Run:
         if context is not None and len(context) != n:
             raise ValueError(f"expected {n} contexts, one of each sample, got {len(context)}")
         if label is not None or (context is None and self.classes is not None):
-            classes = self.classes or ()
-            names = [label] * n if label is not None else [classes[i % len(classes)] for i in range(n)]
-            context = self._one_hot(names)
+            context = self._one_hot(self.labels_of(n) if label is None else [label] * n)
         at_once = max(1, _AT_ONCE // self.flow.transform.event_shape.numel())
         sizes = [min(at_once, n - start) for start in range(0, n, at_once)]
         if context is None:

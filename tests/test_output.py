@@ -61,15 +61,20 @@ def test_images_are_read_as_they_were(channels: int, grey_levels: int, tmp_path:
 def test_classes_are_folders_and_a_column(tmp_path: Path) -> None:
     run = _image_run(1, 256, context_dim=2)
     run = Run(run.flow, 256, classes=("cat", "dog"))
-    write_samples(run, tmp_path / "images", 7)
+    samples = write_samples(run, tmp_path / "images", 7)
     data = load(tmp_path / "images", classes=True)
+    # In the order in which they were drawn, so the noise of each is the same too.
+    labels = run.labels_of(7)
+    torch.testing.assert_close(
+        run.log_prob(data.train, labels=labels), run.log_prob(samples, labels=labels), atol=1e-5, rtol=0
+    )
     assert data.classes == ("cat", "dog")
     assert data.train_labels.bincount().tolist() == [4, 3]
     write_samples(run, tmp_path / "dogs", 3, label="dog")
     assert [path.name for path in (tmp_path / "dogs").iterdir()] == ["dog"]
     table = Run(Flow(realnvp(2, context_dim=2)).eval(), classes=("cat", "dog"))
     write_samples(table, tmp_path / "rows.csv", 3)
-    assert pd.read_csv(tmp_path / "rows.csv")["class"].tolist() == ["cat", "dog", "cat"]
+    assert pd.read_csv(tmp_path / "rows.csv")["class"].tolist() == ["cat", "cat", "dog"]
 
 
 @pytest.mark.parametrize("ending", [".png", ".pdf", ".svg"])

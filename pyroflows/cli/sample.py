@@ -33,7 +33,7 @@ def sample_command(
     ] = Path("samples.png"),
     n: Annotated[int, typer.Option("-n", help="Number of samples.", min=1)] = 64,
     label: Annotated[
-        str | None, typer.Option("--class", help="Class of the samples; by default each in turn.")
+        str | None, typer.Option("--class", help="Class of the samples; by default as many of each.")
     ] = None,
     temperature: Annotated[float, typer.Option(help="Below 1, samples vary less.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
