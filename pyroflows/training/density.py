@@ -184,14 +184,17 @@ class DensityModule(SVIModule):
             ValueError: It says what is different.
         """
         options, own = dict(checkpoint["options"]), dict(self.options or {})
-        if self.goes_on(checkpoint):
+        if self.goes_on(checkpoint) or self.ends_here(checkpoint):
             options["max_epochs"] = own["max_epochs"]
         same_data = options.pop("data", None) == own.pop("data", None)
         if options != own:
             names = [name for name in own if options.get(name) != own[name]]
             then, now = (", ".join(f"{name}={some.get(name)}" for name in names) for some in (options, own))
+            end = ""
+            if names == ["max_epochs"] and not checkpoint["finished"]:
+                end = f", or end it by max_epochs={len(checkpoint['losses'])}"
             raise ValueError(
-                f"the run in {folder} was started with {then}, got {now}: go on with the same options"
+                f"the run in {folder} was started with {then}, got {now}: go on with the same options{end}"
             )
         if not same_data:
             raise ValueError(f"the run in {folder} was started with other data: choose another folder")
@@ -223,6 +226,11 @@ class DensityModule(SVIModule):
         asked, before = (self.options or {}).get("max_epochs"), checkpoint["options"]["max_epochs"]
         epochs = len(checkpoint["losses"])
         return checkpoint["finished"] and asked is not None and asked != before and asked > epochs
+
+    def ends_here(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a run that was stopped is to end, as no more epochs are asked for than it has had."""
+        asked = (self.options or {}).get("max_epochs")
+        return not checkpoint["finished"] and asked is not None and asked <= len(checkpoint["losses"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.losses, self.val_losses = checkpoint["losses"], checkpoint["val_losses"]

@@ -97,6 +97,7 @@ def fit(
     A fit with `out` can be killed at any moment: `resume=True` goes on from the end of the last epoch, to the
     same weights, bit for bit on one process, as if it had not been killed. With a larger `max_epochs` it goes
     on with a run that has ended, from its last weights, with a step size that begins anew at a tenth of `lr`.
+    With no more `max_epochs` than a stopped run has had, it ends that run and writes its results.
     `pyroflows.Run.load(out)` reads what was fitted, while it is fitted too.
 
     Args:
@@ -244,14 +245,17 @@ def fit(
             # As late as possible: a mistake in the options costs no run.
             clear(claim)
         last = folder / LAST if resume and (folder / LAST).exists() else None
-        state: dict[str, Any] = {"finished": False} if last is None else read_state(last)
+        has_ended = goes_on = False
         if last is not None:
+            state = read_state(last)
             module.check_resumed(state, folder)
-        if state["finished"] and not module.goes_on(state):
+            goes_on = module.goes_on(state)
+            has_ended = not goes_on and (state["finished"] or module.ends_here(state))
+        if has_ended:
             module.on_load_checkpoint(state)
             module.load_state_dict(state["state_dict"])
         else:
-            if state["finished"]:
+            if goes_on:
                 warnings.warn(
                     f"the run of {len(state['losses'])} epochs goes on from its last weights, with a step "
                     "size that begins anew and small: that is not the same as one run of as many epochs",

@@ -334,3 +334,23 @@ def test_an_exit_is_no_interrupt(tmp_path: Path) -> None:
 def test_a_seed_that_is_too_large(seed: int) -> None:
     with pytest.raises(ValueError, match=f"expected a seed of 0 to 4294967295, got {seed}"):
         fit(_flow(), DATA, seed=seed, **OPTIONS)
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": None}, {"ema": 0.9}], ids=str)
+def test_a_run_that_was_stopped_can_be_ended(options, tmp_path: Path) -> None:
+    """Its results are those of the epochs that it has had; it can still go on as it was started."""
+    options = {**OPTIONS, **options}
+    with pytest.raises(InterruptedError):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=50, callbacks=[_StopAt(3)], **options)
+    with pytest.raises(ValueError, match=r"max_epochs=50, got max_epochs=4: .*, or end it by max_epochs=3"):
+        fit(_flow(), DATA, out=tmp_path, max_epochs=4, resume=True, **options)
+    result = fit(_flow(), DATA, out=tmp_path, max_epochs=1, resume=True, **options)
+    assert len(result.losses) == json.loads((tmp_path / "metrics.json").read_text())["epochs"] == 3
+    if options.get("patience", 15) is not None:
+        assert result.val_score == pytest.approx(min(result.val_losses), abs=1e-5)
+    assert Run.load(tmp_path).sample(2).shape == (2, 2)
+    whole, parts = _flow(), _flow()
+    fit(whole, DATA, max_epochs=50, **options)
+    fit(parts, DATA, out=tmp_path, max_epochs=50, resume=True, **options)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(a, b)
