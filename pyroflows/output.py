@@ -30,7 +30,7 @@ _TABLES: dict[str, Callable[[Any, Any], None]] = {
     ".csv": lambda frame, file: frame.to_csv(file, index=False, na_rep="nan", quoting=_quoting(list(frame))),
     ".parquet": lambda frame, file: frame.to_parquet(file, index=False),
 }
-# Endings of scores and of samples; none is a folder.
+# Endings of scores and of samples; a folder has none.
 SCORES = (*_TABLES, ".npy")
 SAMPLES = (*SCORES, *PICTURES, "")
 
@@ -67,15 +67,9 @@ def write_samples(
     if not ending:
         _write_images(samples, path, run.grey_levels or 256, each)
     elif ending == ".npy":
-        content = BytesIO()
-        np.save(content, _as_array(samples, run.grey_levels))
-        write_file(path, content.getvalue())
+        write_file(path, _saved(_as_array(samples, run.grey_levels)))
     else:
         names = run.names or [f"column_{i}" for i in range(samples.shape[1])]
-        if each is not None and "class" in names:
-            raise ValueError(
-                "expected no column 'class' in a table with classes: rename it, or write a .npy file"
-            )
         columns: dict[str, Any] = dict(zip(names, samples.T, strict=True))
         write_rows(columns if each is None else {**columns, "class": each}, path)
     return samples
@@ -93,17 +87,18 @@ def write_rows(columns: dict[str, Any], path: Path | None) -> None:
     """
     ending = ".csv" if path is None else path.suffix.lower()
     arrays = {name: _exact(values) for name, values in columns.items()}
-    content = BytesIO()
     if ending == ".npy":
-        np.save(content, list(arrays.values())[-1])
+        content = _saved(list(arrays.values())[-1])
     else:
         with needs_extra(f"a {ending} file", "tables"):
             import pandas
-        _TABLES[ending](pandas.DataFrame(arrays), content)
+        table = BytesIO()
+        _TABLES[ending](pandas.DataFrame(arrays), table)
+        content = table.getvalue()
     if path is None:
-        sys.stdout.write(content.getvalue().decode())
+        sys.stdout.write(content.decode())
     else:
-        write_file(path, content.getvalue())
+        write_file(path, content)
 
 
 def check_output(path: Path, endings: Sequence[str], *, overwrite: bool) -> None:
@@ -141,6 +136,10 @@ def _check_suits(run: Run, path: Path) -> None:
         raise ValueError(
             f"expected samples of a table to write to {path}, got images of {event_shape}: write a .npy "
             "file, a picture, or a folder of PNG files"
+        )
+    if ending in _TABLES and run.classes is not None and "class" in (run.names or ()):
+        raise ValueError(
+            "expected no column 'class' in a table with classes: rename it, or write a .npy file"
         )
     if ending:
         return
@@ -193,6 +192,13 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _saved(array: np.ndarray) -> bytes:
+    """The contents of a `.npy` file."""
+    content = BytesIO()
+    np.save(content, array)
+    return content.getvalue()
 
 
 def _quoting(names: Sequence[str]) -> int:

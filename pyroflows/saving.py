@@ -123,7 +123,7 @@ def read_run(path: Path) -> dict[str, Any]:
             noise = extra.pop("noise", None)
             flow = _build_flow(state["flow"], state["weights"])
             noise = None if noise is None else _build_flow(noise["flow"], noise["weights"])
-        # Files of before the grey levels had this name.
+        # Older files call the grey levels by this name.
         extra.setdefault("grey_levels", extra.pop("levels", None))
         for name, kind in (("grid", Grid), ("baseline", Gaussian)):
             if extra.get(name) is not None:

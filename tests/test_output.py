@@ -182,3 +182,10 @@ def test_names_that_look_like_something_else(names: tuple[str, ...], tmp_path: P
     run = Run(_table_run().flow, names=names)
     write_samples(run, tmp_path / "rows.csv", 4)
     assert load(tmp_path / "rows.csv").names == names
+
+
+def test_a_column_can_not_have_the_name_of_the_classes(tmp_path: Path) -> None:
+    run = Run(Flow(realnvp(2, context_dim=2)).eval(), names=("a", "class"), classes=("cat", "dog"))
+    with pytest.raises(ValueError, match="expected no column 'class' in a table with classes"):
+        write_samples(run, tmp_path / "rows.csv", 3)
+    write_samples(run, tmp_path / "rows.npy", 3)
