@@ -45,7 +45,8 @@ def as_rows(
     context = as_context(context)
     if isinstance(data, Tensor):
         if data.dtype in _UNSIGNED:
-            data = data.to(_UNSIGNED[data.dtype])
+            # By NumPy, which can tell whether one is too large.
+            data = _as_tensor(data.cpu().numpy(), "data").to(_UNSIGNED[data.dtype])
         is_integer_table = data.dim() == 2 and not (data.is_floating_point() or data.is_complex())
         if is_integer_table and grey_levels is None and data.dtype != torch.bool:
             data = _as_reals(data)

@@ -296,3 +296,12 @@ def test_more_levels_than_a_byte_has() -> None:
     for data in (big_endian, big_endian.astype("<u2"), torch.tensor(images.numpy().astype(np.uint16))):
         assert fit(flow, data, **options).run.grey_levels == 2**16
     assert fit(flow, images.numpy().astype(np.uint64), **options).run.grey_levels == 256
+
+
+def test_integers_that_are_too_large_are_not_wrapped() -> None:
+    large = np.full((3, 2), 2**63 + 1, dtype=np.uint64)
+    for data in (large, torch.from_numpy(large)):
+        with pytest.raises(ValueError, match=r"expected data below 2\*\*63, got 9223372036854775809"):
+            Run(_flow()).log_prob(data)
+    with pytest.raises(ValueError, match="integers that float64 holds exactly"):
+        Run(_flow()).log_prob(torch.full((3, 2), 2**53 + 1))
